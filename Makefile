@@ -1,0 +1,60 @@
+# Every target makes .venv itself; the second time that costs nothing.
+#   make test PYTHON=python3.12          another interpreter for a new .venv
+#   make test PIP_FLAGS="--index-url …"  another package index
+#   make gpu PY=python3 STAMP=           an environment that is already there
+PYTHON ?= python3
+PIP_FLAGS ?=
+PY ?= .venv/bin/python
+STAMP ?= .venv/.installed
+
+.PHONY: help demo test lint format bench gpu kernels package clean
+
+help:
+	@echo "make demo     explain real MNIST and Fashion-MNIST images with every method (out/demo)"
+	@echo "make test     the test suite"
+	@echo "make lint     formatting, ruff, mypy on an installed copy"
+	@echo "make format   rewrite the sources as 'make lint' wants them"
+	@echo "make bench    the CPU benchmarks"
+	@echo "make gpu      tests and benchmarks on a CUDA device"
+	@echo "make kernels  the Triton kernels' tests, in Triton's interpreter"
+	@echo "make package  build the wheel and sdist, install into empty environments, run the README"
+
+$(STAMP): setup.py constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt "setuptools>=77"
+	.venv/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[test,triton]"
+# The peers to compare with, without the torch builds that they would pull in.
+	.venv/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt click packaging tqdm
+	.venv/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt --no-deps \
+	    captum torchvision zennit
+	touch $@
+
+demo: $(STAMP)
+	$(PY) -m relprop.demo --out out/demo
+
+test: $(STAMP)
+	$(PY) -m pytest
+
+lint: $(STAMP)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) .ci/typecheck.py
+
+format: $(STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(STAMP)
+	$(PY) -m pytest benchmarks --benchmark-only
+
+gpu: $(STAMP)
+	$(PY) -m benchmarks.gpu
+
+kernels: $(STAMP)
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels
+
+package: $(STAMP)
+	$(PY) .ci/package.py
+
+clean:
+	rm -rf build dist out relprop.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,100 @@
+"""Backends evaluate linear layers: the forward contraction and the relevance of the input.
+
+A backend sees one layer at a time.  `forward` returns the layer's output and whatever its own
+`relevance` will need; in between, the engine keeps that object and drops it when last used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from relprop.errors import InputError
+from relprop.maps import LinearMap
+from relprop.rules import LinearRule
+
+__all__ = ["PRECISIONS", "Backend", "LinearCall", "get"]
+
+PRECISIONS = ("highest", "high", "medium")
+
+
+@dataclass(frozen=True)
+class LinearCall:
+    """One linear layer of a plan.
+
+    Attributes:
+        map: geometry of the layer.
+        rule: how its relevance propagates.
+        nonnegative: whether the input is known to be >= 0, as after ReLU.
+        precision: of the products: "highest" (float32, or float64 for float64 operands), "high"
+            (TF32 on CUDA), "medium" (bfloat16 operands).
+        path: the layer's name, for messages.
+    """
+
+    map: LinearMap
+    rule: LinearRule
+    nonnegative: bool = False
+    precision: str = "highest"
+    path: str = ""
+
+
+class Backend(Protocol):
+    """What the engine asks of a backend."""
+
+    name: str
+
+    def forward(
+        self,
+        call: LinearCall,
+        a: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        cache: dict[Any, Any] | None = None,
+    ) -> tuple[Tensor, Any]:
+        """The layer's output z, bias included, and what `relevance` needs.
+
+        Args:
+            call: the layer.
+            a: its input.
+            w: its weight.
+            b: its bias, or None.
+            cache: a dict of this layer alone, for what depends on weights and shapes but not on
+                the input; it must not outlive a change of the weights.
+
+        Returns:
+            z in float32, or in float64 if an operand is float64.
+        """
+        ...
+
+    def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:
+        """Relevance of the layer's input.
+
+        Args:
+            call: the layer.
+            saved: what `forward` returned; it stays valid and unchanged.
+            r: relevance of the output for K targets, `[K, *z.shape]`.
+
+        Returns:
+            `[K, *a.shape]`.
+        """
+        ...
+
+
+def get(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        InputError: no backend has that name.
+    """
+    match name:
+        case "aten":
+            from relprop.backends.aten import AtenBackend
+
+            return AtenBackend()
+        case "reference":
+            from relprop.backends.naive import ReferenceBackend
+
+            return ReferenceBackend()
+    raise InputError(f"backend is {name!r}; expected 'aten' or 'reference'")

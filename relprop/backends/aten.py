@@ -1,0 +1,65 @@
+"""The ATen backend: library products, no autograd, any device, float64 to half precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.backends import LinearCall
+from relprop.backends.forms import Form, Layer, form_of
+from relprop.backends.products import Products, effective_precision, float32_products
+
+__all__ = ["AtenBackend"]
+
+
+@dataclass(frozen=True)
+class _Saved:
+    form: Form[Any]
+    layer: Layer[Any]
+    tensors: tuple[Tensor, ...]
+
+
+class AtenBackend:
+    """See `relprop.backends.Backend`.
+
+    Half-precision operands are computed in float32, or as bfloat16 under precision "medium".
+    """
+
+    name = "aten"
+
+    def forward(
+        self,
+        call: LinearCall,
+        a: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        cache: dict[Any, Any] | None = None,
+    ) -> tuple[Tensor, Any]:
+        """See `relprop.backends.Backend.forward`."""
+        dtype = torch.promote_types(torch.promote_types(a.dtype, w.dtype), torch.float32)
+        cache = {} if cache is None else cache
+        precision = effective_precision(call.precision, a.device)
+        layer = Layer(
+            rule=call.rule,
+            products=Products(call.map, w.detach().to(dtype), precision, cache),
+            b=None if b is None else b.detach().to(dtype),
+            shape=a.shape,
+            nonnegative=call.nonnegative,
+            cache=cache,
+        )
+        form = form_of(call.rule)
+        with torch.no_grad(), float32_products(precision, a.device):
+            z, tensors = form.forward(layer, a.detach())
+        return z, _Saved(form, layer, tensors)
+
+    def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:
+        """See `relprop.backends.Backend.relevance`."""
+        layer: Layer[Any] = saved.layer
+        r = r.detach().to(layer.products.w.dtype)
+        if r.numel() == 0:
+            return r.new_zeros(r.shape[0], *layer.shape)
+        with torch.no_grad(), float32_products(layer.products.precision, r.device):
+            return saved.form.relevance(layer, saved.tensors, r)

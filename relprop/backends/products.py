@@ -1,0 +1,159 @@
+"""Contractions and adjoints of one layer with parts of its weight, in a chosen precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.maps import Conv, LinearMap
+from relprop.rules import IDENTITY, NEGATIVE, POSITIVE, Modifier
+
+__all__ = ["ABSOLUTE", "Products", "effective_precision", "float32_products", "modified"]
+
+ABSOLUTE = Modifier("absolute")
+_STACKED = Modifier("stacked")
+
+
+def modified(modifier: Modifier, u: Tensor) -> Tensor:
+    """A weight, bias or input under a modifier that looks at nothing but its values."""
+    match modifier.kind:
+        case "identity":
+            return u
+        case "positive":
+            return u.clamp(min=0)
+        case "negative":
+            return u.clamp(max=0)
+        case "absolute":
+            return u.abs()
+        case "square":
+            return u.square()
+        case "one":
+            return torch.ones_like(u)
+        case "zero":
+            return torch.zeros_like(u)
+        case "plus_positive":
+            return u + modifier.value * u.clamp(min=0)
+        case "plus_negative":
+            return u + modifier.value * u.clamp(max=0)
+    raise ValueError(f"modifier {modifier.kind!r} has no elementwise form")
+
+
+class Products:
+    """The products of one layer with parts of its weight, each part named by a modifier.
+
+    Args:
+        linear_map: geometry of the layer.
+        w: its weight, float32 or float64.
+        precision: see `relprop.backends.LinearCall`.
+        cache: keeps derived weights; they are functions of `w` alone.
+    """
+
+    def __init__(
+        self, linear_map: LinearMap, w: Tensor, precision: str, cache: dict[Any, Any]
+    ) -> None:
+        self.map = linear_map
+        self.w = w
+        self.cache = cache
+        self.precision = precision
+        narrow = precision == "medium" and w.dtype is not torch.float64
+        self.dtype = torch.bfloat16 if narrow else w.dtype
+
+    def weight(self, part: Modifier) -> Tensor:
+        """A part of the weight, as an operand."""
+        if part == IDENTITY and self.dtype is self.w.dtype:
+            return self.w
+        key = ("weight", part, self.dtype)
+        if key not in self.cache:
+            derived = self._stacked() if part == _STACKED else modified(part, self.w)
+            self.cache[key] = derived.to(self.dtype)
+        weight: Tensor = self.cache[key]
+        return weight
+
+    def _stacked(self) -> Tensor:
+        axis = 1 if isinstance(self.map, Conv) and self.map.transposed else 0
+        return torch.cat([self.w.clamp(min=0), self.w.clamp(max=0)], axis)
+
+    @property
+    def _stacks(self) -> bool:
+        """Whether W+ and W- make one weight of twice the outputs; groups would interleave them."""
+        return not isinstance(self.map, Conv) or self.map.groups == 1
+
+    def contraction(self, a: Tensor, part: Modifier, b: Tensor | None = None) -> Tensor:
+        """A part of W times a, plus a bias over output features; a new tensor."""
+        z = self.map.contraction(a.to(self.dtype), self.weight(part)).to(self.w.dtype)
+        return z if b is None else z.add_(self.map.align(b))
+
+    def pair(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """W+ a and W- a; new tensors."""
+        if not self._stacks:
+            return self.contraction(a, POSITIVE), self.contraction(a, NEGATIVE)
+        positive, negative = self.contraction(a, _STACKED).chunk(2, self.map.feature_axis)
+        return positive, negative
+
+    def adjoint(self, s: Tensor, part: Modifier, shape: torch.Size) -> Tensor:
+        """A part of W, transposed, times s; a new tensor.
+
+        Args:
+            s: `[K, *output shape]`.
+            part: which part of the weight.
+            shape: of the layer's input.
+
+        Returns:
+            `[K, *shape]`.
+        """
+        s, weight = s.to(self.dtype), self.weight(part)
+        if not isinstance(self.map, Conv):
+            return self.map.adjoint(s, weight, shape).to(self.w.dtype)
+        rows = torch.Size((s.shape[0] * s.shape[1], *shape[1:]))
+        result = self.map.adjoint(s.flatten(0, 1), weight, rows).to(self.w.dtype)
+        return result.unflatten(0, s.shape[:2])
+
+    def pair_adjoint(self, positive: Tensor, negative: Tensor, shape: torch.Size) -> Tensor:
+        """W+, transposed, times `positive`, plus W-, transposed, times `negative`."""
+        if self._stacks:
+            both = torch.cat([positive, negative], self.map.feature_axis)
+            return self.adjoint(both, _STACKED, shape)
+        result = self.adjoint(positive, POSITIVE, shape)
+        return result.add_(self.adjoint(negative, NEGATIVE, shape))
+
+
+def effective_precision(precision: str, device: torch.device) -> str:
+    """The precision that is really used: a CPU knows no TF32, and not every one has bfloat16."""
+    if device.type != "cpu" or precision == "highest":
+        return precision
+    if precision == "medium" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return precision
+    return "highest"
+
+
+@contextmanager
+def float32_products(precision: str, device: torch.device) -> Iterator[None]:
+    """Float32 products mean float32 (or TF32 where `high` allows it), whatever the process set.
+
+    The settings are the process's own, so they are written only where they differ.
+    """
+    backend = "cuda" if device.type == "cuda" else "mkldnn"
+    wanted = "tf32" if backend == "cuda" and precision == "high" else "ieee"
+    changed = {}
+    try:
+        for product in ("conv", "matmul"):
+            if _float32_means(backend, product) != wanted:
+                changed[product] = torch._C._get_fp32_precision_getter(backend, product)
+                torch._C._set_fp32_precision_setter(backend, product, wanted)
+        yield
+    finally:
+        for product, value in changed.items():
+            torch._C._set_fp32_precision_setter(backend, product, value)
+
+
+def _float32_means(backend: str, product: str) -> str:
+    """What a float32 product computes in: torch's setting, or the more general one it defers to."""
+    for level in ((backend, product), (backend, "all"), ("generic", "all")):
+        value: str = torch._C._get_fp32_precision_getter(*level)
+        if value != "none":
+            return value
+    return "ieee"

@@ -43,8 +43,8 @@ setup(
     package_dir={"relprop.kernels": "kernels"},
     package_data={
         "relprop": ["py.typed"],
-        "relprop.data": ["*.gz", "*.md", "*.npz", "*.safetensors", "sample/*"],
-        "relprop.models": ["*.json", "*.md", "*.safetensors"],
+        "relprop.data": ["samples/*"],
+        "relprop.models": ["weights/*"],
         "relprop.kernels": ["*.md"],
     },
     install_requires=["torch>=2.11", "numpy", "safetensors"],

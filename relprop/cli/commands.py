@@ -1,0 +1,173 @@
+"""The commands: explain, check, info."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import relprop
+from relprop import models
+from relprop._version import __version__
+from relprop.cli.files import printable
+from relprop.cli.job import Job, batches
+from relprop.cli.loading import load_model
+from relprop.cli.output import Results, table
+from relprop.cli.preprocess import Preprocess
+from relprop.cli.progress import Progress
+from relprop.cli.sources import Failed, Item, Source, SourceOptions, open_source
+from relprop.errors import InputError
+
+__all__ = ["check", "explain", "info"]
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """`relprop explain`: 0 if every input was explained, 1 if some failed, 2 if all did."""
+    model, source, device = _open(arguments)
+    output = _key(arguments.output)
+    explainer = relprop.Explainer(
+        model,
+        arguments.method,
+        method_options=_options(arguments.method_option),
+        layers=arguments.layers,
+        output=output,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        frozen=True,
+    )
+    job = Job(model, explainer, arguments.target, device, output)
+    started = time.monotonic()
+    with Results(Path(arguments.out), arguments.heatmaps) as results:
+        _run(job, source, arguments, results)
+        results.write(arguments.method, _facts(arguments, source))
+    if not arguments.quiet:
+        print(_report(results, arguments, time.monotonic() - started))
+    if results.failed:
+        return 1 if results.explained else 2
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """`relprop check`: print the report on the model; 1 if an operation has no rule."""
+    model, source, device = _open(arguments)
+    item = next((item for item in source if isinstance(item, Item)), None)
+    if item is None:
+        raise InputError(f"{source.title}: holds no input that can be read")
+    values = item.value.unsqueeze(0).to(device)
+    if values.is_floating_point():
+        floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+        values = values.to(next(floating, torch.float32))
+    report = relprop.check(model, values)
+    print(report)
+    return 1 if getattr(report, "unsupported", ()) else 0
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """`relprop info`: print what is installed."""
+    report = relprop.info()
+    if report is not None:
+        print(report)
+    return 0
+
+
+def _open(arguments: argparse.Namespace) -> tuple[nn.Module, Source, torch.device]:
+    device = _device(arguments.device)
+    source = open_source(arguments.data, _source_options(arguments))
+    if len(source) == 0:
+        raise InputError(f"{source.title}: holds no inputs")
+    model = load_model(arguments.model, arguments.weights, arguments.trust)
+    return model.to(device), source, device
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = printable(str(error).partition("\n")[0], 120)
+        raise InputError(f"--device {printable(name)}: cannot be used here ({reason})") from None
+    return device
+
+
+def _source_options(arguments: argparse.Namespace) -> SourceOptions:
+    given = {key: getattr(arguments, key) for key in ("resize", "crop", "mean", "std", "channels")}
+    given = {key: value for key, value in given.items() if value is not None}
+    is_set = arguments.data.partition(":")[0] in relprop.data.names()
+    if arguments.model in models.names() and not is_set:
+        # What the shipped networks were trained on: 28 x 28 grey pixels in [-1, 1].
+        given = {"resize": (28, 28), "mean": (0.5,), "std": (0.5,), "channels": 1, **given}
+    return SourceOptions(
+        Preprocess(**given),
+        arguments.labels,
+        arguments.array,
+        arguments.max_pixels,
+        arguments.max_bytes,
+    )
+
+
+def _options(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Options of a method; several numbers are one a channel, to broadcast against `[C, H, W]`."""
+    return {
+        name: torch.tensor(value).reshape(-1, 1, 1) if isinstance(value, list) else value
+        for name, value in pairs
+    }
+
+
+def _key(text: str | None) -> str | int | None:
+    return int(text) if text is not None and text.lstrip("-").isdecimal() else text
+
+
+def _run(job: Job, source: Source, arguments: argparse.Namespace, results: Results) -> None:
+    total = min(len(source), arguments.limit or len(source))
+    progress = Progress(total, arguments.quiet)
+    try:
+        for batch in batches(islice(source, total), arguments.batch_size):
+            for result in [batch] if isinstance(batch, Failed) else job.run(batch):
+                if isinstance(result, Failed):
+                    results.fail(result)
+                    progress.write(f"relprop: {_located(result)}")
+                else:
+                    results.add(result)
+                progress.advance(1)
+    finally:
+        progress.clear()
+
+
+def _located(failed: Failed) -> str:
+    inside = failed.name in failed.reason
+    return failed.reason if inside else f"{failed.name}: {failed.reason}"
+
+
+def _facts(arguments: argparse.Namespace, source: Source) -> dict[str, str]:
+    return {
+        "model": printable(arguments.model),
+        "data": source.title,
+        "method_options": repr(dict(arguments.method_option)),
+        "relprop": __version__,
+        "torch": str(torch.__version__),
+    }
+
+
+def _report(results: Results, arguments: argparse.Namespace, seconds: float) -> str:
+    lines = [table(results.rows), ""] if results.explained else []
+    speed = f", {results.explained / seconds:.1f}/s" if seconds > 0 else ""
+    lines.append(
+        f"{results.explained} explained by {arguments.method}, {len(results.failed)} failed, "
+        f"{seconds:.1f} s{speed}"
+    )
+    if results.labelled:
+        share = results.correct / results.labelled
+        lines.append(f"{share:.1%} of {results.labelled} labelled inputs predicted correctly")
+    files = ["summary.csv", *["relevance.safetensors"] * bool(results.explained)]
+    if results.drawn:
+        files.append(f"{results.drawn} in heatmaps{os.sep}")
+    lines.append(f"{arguments.out}: {', '.join(files)}")
+    return "\n".join(lines)

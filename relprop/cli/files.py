@@ -1,0 +1,210 @@
+"""Readers of files that may be hostile: what a header declares is checked before anything is read.
+
+Nothing is unpickled.  Every failure is a `FileFormatError` of one sentence that names the file.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from relprop.errors import FileFormatError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "check_zip",
+    "load_image",
+    "open_npy",
+    "open_npz",
+    "printable",
+]
+
+MAX_PIXELS = 50_000_000
+"""Default cap on the pixels of one image, before decoding and after resizing."""
+
+MAX_BYTES = 4 * 1024**3
+"""Default cap on what one file may unpack to."""
+
+MAX_MEMBERS = 10_000
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+def printable(text: object, limit: int = 300) -> str:
+    """`text` on one line, without control characters, cut to `limit` characters."""
+    line = " ".join(str(text).split())
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def require_file(path: Path) -> int:
+    """The size in bytes of a regular file.
+
+    Raises:
+        FileFormatError: it is missing, or a folder, a device, a pipe.
+    """
+    try:
+        if not path.is_file():
+            what = "not a regular file" if path.exists() else "no such file"
+            raise FileFormatError(f"{printable(path)}: {what}")
+        return path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{printable(path)}: cannot be read ({printable(error)})") from None
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on a damaged file into one `FileFormatError`."""
+    try:
+        yield
+    except (FileFormatError, KeyboardInterrupt):
+        raise
+    except MemoryError:
+        raise FileFormatError(f"{printable(path)}: not enough memory to read it") from None
+    except Exception as error:
+        reason = printable(error) or type(error).__name__
+        raise FileFormatError(f"{printable(path)}: not a readable {what} ({reason})") from None
+
+
+def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one image file; its size is read from its header first.
+
+    Returns:
+        A Pillow image in mode L (grey, 16-bit grey scaled to 8) or RGB, transparency dropped.
+
+    Raises:
+        FileFormatError: missing, not an image, truncated, or of more than `max_pixels` pixels.
+        ImportError: Pillow is not installed.
+    """
+    from PIL import Image
+
+    require_file(path)
+    guard = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None  # ours is checked instead, before anything is decoded
+    try:
+        with _reading(path, "image"), Image.open(path, formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise FileFormatError(
+                    f"{printable(path)}: {width} x {height} pixels, more than the cap of "
+                    f"{max_pixels:,}; raise it with --max-pixels if you trust the file"
+                )
+            if min(width, height) < 1:
+                raise FileFormatError(f"{printable(path)}: an image without pixels")
+            return _grey_or_rgb(image, path)
+    finally:
+        Image.MAX_IMAGE_PIXELS = guard
+
+
+def _grey_or_rgb(image: Image.Image, path: Path) -> Image.Image:
+    from PIL import Image
+
+    if image.mode in GREY_16_BIT:
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise FileFormatError(
+            f"{printable(path)}: pixels of 32 bits (mode {image.mode}); save it with 8 or 16"
+        )
+    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+
+
+def _check_array(
+    name: str, shape: tuple[int, ...], dtype: np.dtype, available: int, max_bytes: int
+) -> None:
+    """Refuse an array whose header is absurd, or promises more than `available` bytes hold."""
+    if dtype.hasobject or dtype.kind not in "fiub":
+        raise FileFormatError(
+            f"{name}: holds {dtype!s}; expected real numbers (objects are never unpickled)"
+        )
+    size = math.prod(int(n) for n in shape) * dtype.itemsize
+    if any(n < 0 for n in shape) or dtype.itemsize == 0:
+        raise FileFormatError(f"{name}: shape {list(shape)} makes no sense")
+    if size > max_bytes:
+        raise FileFormatError(
+            f"{name}: shape {list(shape)} of {dtype} takes {size:,} bytes, "
+            f"more than the cap of {max_bytes:,}"
+        )
+    if size > available:
+        raise FileFormatError(
+            f"{name}: truncated; shape {list(shape)} of {dtype} takes {size:,} bytes, "
+            f"the file holds {available:,}"
+        )
+
+
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(stream)
+    raise ValueError(f".npy format {version[0]}.{version[1]}; expected 1.0 or 2.0")
+
+
+def open_npy(path: Path, max_bytes: int | None = None) -> np.ndarray:
+    """Map a .npy file into memory, after a look at its header; pages are read when used.
+
+    Raises:
+        FileFormatError: missing, damaged, truncated, holding objects, or larger than `max_bytes`.
+    """
+    size = require_file(path)
+    with _reading(path, ".npy file"):
+        with path.open("rb") as stream:
+            shape, _, dtype = _read_header(stream)
+            held = size - stream.tell()
+        _check_array(printable(path), shape, dtype, held, size if max_bytes is None else max_bytes)
+        if math.prod(shape) == 0:
+            return np.zeros(shape, dtype)  # an empty file cannot be mapped
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def check_zip(path: Path, max_bytes: int = MAX_BYTES) -> None:
+    """Refuse a zip archive that is damaged or would unpack to more than `max_bytes`."""
+    require_file(path)
+    with _reading(path, "zip archive"), zipfile.ZipFile(path) as archive:
+        _check_members(path, archive, max_bytes)
+
+
+def _check_members(path: Path, archive: zipfile.ZipFile, max_bytes: int) -> None:
+    members = archive.infolist()
+    total = sum(member.file_size for member in members)
+    if len(members) > MAX_MEMBERS or total > max_bytes:
+        raise FileFormatError(
+            f"{printable(path)}: {len(members):,} members that unpack to {total:,} bytes, "
+            f"more than the cap of {MAX_MEMBERS:,} members and {max_bytes:,} bytes"
+        )
+
+
+def open_npz(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, np.ndarray]:
+    """Read every array of a .npz archive, its declared sizes and each header checked first.
+
+    Raises:
+        FileFormatError: missing, damaged, truncated, holding objects, or unpacking to more than
+            `max_bytes`.
+    """
+    require_file(path)
+    arrays: dict[str, np.ndarray] = {}
+    with _reading(path, ".npz archive"), zipfile.ZipFile(path) as archive:
+        _check_members(path, archive, max_bytes)
+        for member in archive.infolist():
+            if not member.filename.endswith(".npy"):
+                continue
+            name = member.filename.removesuffix(".npy")
+            with archive.open(member) as stream:
+                shape, _, dtype = _read_header(stream)
+                held = member.file_size - stream.tell()
+                _check_array(f"{printable(path)}[{printable(name)}]", shape, dtype, held, max_bytes)
+            with archive.open(member) as stream:
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    if not arrays:
+        raise FileFormatError(f"{printable(path)}: an archive without arrays")
+    return arrays

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from relprop.data import hub
-from relprop.data.download import cache_folder, download, fetch_split
 from relprop.data.idx import read_idx
+from relprop.data.mirrors import cache_folder, download, fetch_split
 from relprop.data.sets import SETS, DataSet, files_of, lookup
 from relprop.data.shipped import read_sample
 from relprop.errors import FileFormatError
@@ -142,10 +142,11 @@ def _prepare(
             f"{dataset.title}: {images_path} holds {tuple(images.shape)} {images.dtype}; expected "
             f"uint8 images [N, 28, 28]."
         )
-    if labels.shape != images.shape[:1] or not ((labels >= 0) & (labels < 10)).all():
+    one_each = labels.shape == images.shape[:1] and not labels.is_floating_point()
+    if not one_each or not ((labels >= 0) & (labels < 10)).all():
         raise FileFormatError(
-            f"{dataset.title}: {labels_path} holds labels {tuple(labels.shape)} for "
-            f"{len(images)} images; expected one from 0 to 9 for each."
+            f"{dataset.title}: {labels_path} holds labels {tuple(labels.shape)} {labels.dtype} for "
+            f"{len(images)} images; expected one whole number from 0 to 9 for each."
         )
     labels = labels.to(torch.int64)
     _refuse_other_set(dataset, labels_path, labels)

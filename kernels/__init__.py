@@ -1,0 +1,58 @@
+"""Triton kernels of the relevance pass: plain tensors in, plain tensors out.
+
+Three passes serve every linear rule (see README.md): `contraction` gives the denominators z,
+`quotient` turns relevance into s = R / st(z), `adjoint` gives the relevance of the input.  Nothing
+here registers operators, queries a device or reads the environment at import; Triton is imported
+when the first name below is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = [
+    "Contraction",
+    "Program",
+    "Tile",
+    "adaptive_average_pool",
+    "adaptive_average_pool_relevance",
+    "adjoint",
+    "average_pool",
+    "average_pool_relevance",
+    "compile_rule",
+    "contraction",
+    "flat_relevance",
+    "interpreted",
+    "max_pool",
+    "max_pool_relevance",
+    "prepare_weights",
+    "quotient",
+    "residual_split",
+]
+
+_HOMES = {
+    "Contraction": "layer",
+    "Program": "program",
+    "Tile": "tiling",
+    "adaptive_average_pool": "pool",
+    "adaptive_average_pool_relevance": "pool",
+    "adjoint": "layer",
+    "average_pool": "pool",
+    "average_pool_relevance": "pool",
+    "compile_rule": "program",
+    "contraction": "layer",
+    "flat_relevance": "flat",
+    "interpreted": "tiles",
+    "max_pool": "pool",
+    "max_pool_relevance": "pool",
+    "prepare_weights": "pointwise",
+    "quotient": "layer",
+    "residual_split": "pointwise",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

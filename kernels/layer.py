@@ -1,0 +1,238 @@
+"""The three passes of a linear layer: `contraction`, `quotient`, `adjoint`.
+
+Everything is a plain tensor; K targets are a leading axis of relevance that saved tensors lack.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relprop.errors import InputError
+from relprop.kernels import conv_launch, linear
+from relprop.kernels.operands import AdjointCall, ContractionCall, Lower, Weight
+from relprop.kernels.pointwise import ordered_empty, prepare_weights, quotients
+from relprop.kernels.program import Program, compile_rule
+from relprop.kernels.tiling import Tile
+from relprop.maps import Conv, Dense, LinearMap
+from relprop.rules import Epsilon, LinearRule
+
+__all__ = ["Contraction", "adjoint", "contraction", "quotient"]
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """What one layer's contraction leaves behind.
+
+    Attributes:
+        map: geometry of the layer.
+        program: its rule.
+        a: its input.
+        weight: its modified weights.
+        z: the denominators, `[saved, batch, ...]`, float32; None if not asked for.
+        y: the layer's output through the activation, float32; None if not asked for.
+    """
+
+    map: LinearMap
+    program: Program
+    a: Tensor
+    weight: Weight
+    z: Tensor | None
+    y: Tensor | None
+
+
+def contraction(
+    linear_map: LinearMap,
+    rule: LinearRule,
+    a: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    *,
+    nonnegative: bool = False,
+    precision: str = "highest",
+    save: bool = True,
+    output: bool = True,
+    activation: str | None = None,
+    in_registers: bool = False,
+    weight: Weight | None = None,
+    tile: Tile | None = None,
+) -> Contraction:
+    """A layer's output and the denominators of its rule.
+
+    Args:
+        linear_map: a `Dense` or a `Conv`.
+        rule: the rule.
+        a: the input, `[batch, ...]`.
+        w: the weight.
+        b: the bias over output features, or None.
+        nonnegative: whether `a` is known to be >= 0.
+        precision: of float32 products: "highest" (IEEE), "high" (3xTF32), "medium" (bfloat16).
+        save: whether to write the denominators.
+        output: whether to write the output.
+        activation: of the output: None, "relu", "sigmoid", "silu" or "gelu".
+        in_registers: modify the weights inside the product kernels instead of once in memory.
+        weight: what `prepare_weights` returned for this layer before.
+        tile: block sizes; None chooses by shape.
+
+    Raises:
+        InputError: a type, precision or rule that no kernel takes.
+    """
+    program = compile_rule(rule, nonnegative)
+    _check(a, w, b)
+    if weight is None:
+        weight = prepare_weights(program, w, a, in_registers=in_registers)
+    shape = _output_shape(linear_map, a, w)
+    joined = output and program.own_input and program.output is not None and save
+    z = _save(linear_map, program, a, shape) if save else None
+    same = joined and _is_output(program, b, activation)
+    y = None
+    if joined and not same:
+        y = _empty(linear_map, (), shape, a)
+    if z is not None:
+        source = a if program.own_input else _first(linear_map, a)
+        _launch(
+            ContractionCall(
+                linear_map, program, source, weight, b, z, y,
+                program.output if y is not None else None, activation, precision, tile,
+            )
+        )  # fmt: skip
+    if same:
+        assert z is not None
+        y = z[0]
+    elif output and not joined:
+        plain = compile_rule(Epsilon())
+        y = _empty(linear_map, (), shape, a)
+        own = prepare_weights(plain, w, a)
+        _launch(
+            ContractionCall(
+                linear_map, plain, a, own, b, None, y, "first", activation, precision, tile
+            )
+        )
+    return Contraction(linear_map, program, a, weight, z, y)
+
+
+def quotient(saved: Contraction, r: Tensor) -> Tensor:
+    """Quotients `[1 or 2, targets, batch, ...]` of relevance `[targets, batch, ...]`."""
+    if saved.z is None:
+        raise InputError("quotient: the contraction saved no denominators; call it with save=True")
+    return quotients(saved.program, saved.z, r)
+
+
+def adjoint(
+    saved: Contraction,
+    s: Tensor,
+    *,
+    lower: Contraction | None = None,
+    precision: str = "highest",
+    tile: Tile | None = None,
+) -> Tensor:
+    """Relevance of a layer's input, or the quotients of the layer below.
+
+    Args:
+        saved: the layer's contraction.
+        s: its quotients, `[1 or 2, targets, batch, ...]`.
+        lower: the contraction of the layer whose output, elementwise activations apart, is this
+            layer's input and has no other consumer: its quotient is taken in the epilogue.
+        precision: of the products.
+        tile: block sizes; None chooses by shape.
+
+    Returns:
+        `[targets, *a.shape]`, float32; with `lower`, `[1 or 2, targets, *a.shape]`.
+    """
+    a, targets = saved.a, s.shape[1]
+    below = None
+    parts = 1
+    if lower is not None:
+        below = _below(lower, a)
+        parts = 1 if below.program.mode == "one" else 2
+    if isinstance(saved.map, Conv):
+        flat = ordered_empty((parts,), (targets * a.shape[0], *a.shape[1:]), a)
+        s = s.flatten(1, 2)
+    else:
+        flat = a.new_empty((parts, targets, *a.shape), dtype=torch.float32)
+        s = s.contiguous()
+    call = AdjointCall(saved.map, saved.program, s, a, saved.weight, flat, below, precision, tile)
+    (conv_launch if isinstance(saved.map, Conv) else linear).propagate(call)
+    out = flat.unflatten(1, (targets, a.shape[0])) if isinstance(saved.map, Conv) else flat
+    return out if lower is not None else out[0]
+
+
+def _below(lower: Contraction, a: Tensor) -> Lower:
+    z = lower.z
+    if z is None or z.shape[1:] != a.shape:
+        raise InputError(
+            f"adjoint: the layer below saved {None if z is None else tuple(z.shape)}; expected "
+            f"denominators shaped like this layer's input, {tuple(a.shape)}, for every element"
+        )
+    return Lower(lower.program, z)
+
+
+def _launch(call: ContractionCall) -> None:
+    (conv_launch if isinstance(call.map, Conv) else linear).contract(call)
+
+
+def _check(a: Tensor, w: Tensor, b: Tensor | None) -> None:
+    for name, tensor in [("input", a), ("weight", w), ("bias", b)]:
+        if tensor is not None and tensor.dtype not in (
+            torch.float32,
+            torch.bfloat16,
+            torch.float16,
+        ):
+            raise InputError(
+                f"Triton kernels take float32, bfloat16 or float16, got a {name} of {tensor.dtype};"
+                " use backend='aten' for it"
+            )
+
+
+def _output_shape(linear_map: LinearMap, a: Tensor, w: Tensor) -> tuple[int, ...]:
+    if isinstance(linear_map, Dense):
+        return (*a.shape[:-1], w.shape[0])
+    if not isinstance(linear_map, Conv):
+        raise InputError(f"no kernel for {type(linear_map).__name__}; expected Dense or Conv")
+    channels = w.shape[1] * linear_map.groups if linear_map.transposed else w.shape[0]
+    return (a.shape[0], channels, *_extents(linear_map, a.shape[2:], w.shape[2:]))
+
+
+def _extents(conv: Conv, source: torch.Size, taps: torch.Size) -> list[int]:
+    """Spatial extents of a convolution's output."""
+    extra = conv.output_padding or (0,) * conv.spatial
+    result = []
+    for size, tap, stride, pads, dilation, more in zip(
+        source, taps, conv.stride, conv.padding, conv.dilation, extra, strict=True
+    ):
+        reach = dilation * (tap - 1) + 1
+        if conv.transposed:
+            result.append((size - 1) * stride - sum(pads) + reach + more)
+        else:
+            result.append((size + sum(pads) - reach) // stride + 1)
+    return result
+
+
+def _empty(
+    linear_map: LinearMap, lead: tuple[int, ...], shape: tuple[int, ...], a: Tensor
+) -> Tensor:
+    """Uninitialised float32: a convolution's in the input's memory order, else contiguous."""
+    if isinstance(linear_map, Conv):
+        return ordered_empty(lead, shape, a)
+    return a.new_empty((*lead, *shape), dtype=torch.float32)
+
+
+def _save(linear_map: LinearMap, program: Program, a: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if not program.own_input:
+        shape = (
+            (1, *shape[1:]) if isinstance(linear_map, Conv) else (*(1,) * (a.dim() - 1), shape[-1])
+        )
+    return _empty(linear_map, (program.saved,), shape, a)
+
+
+def _first(linear_map: LinearMap, a: Tensor) -> Tensor:
+    """One sample: all that denominators need which do not depend on the input."""
+    return a[:1] if isinstance(linear_map, Conv) else a.reshape(-1, a.shape[-1])[:1]
+
+
+def _is_output(program: Program, b: Tensor | None, activation: str | None) -> bool:
+    """Whether the one denominator that is saved is the layer's output itself."""
+    plain = program.saved == 1 and program.output == "first"
+    return plain and activation is None and (b is None or program.bias[0].kind == "identity")

@@ -1,0 +1,176 @@
+"""What the launchers of every layer kind take: prepared weights, boxes, calls, adjoint passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relprop.errors import InputError
+from relprop.kernels.program import Product, Program
+from relprop.kernels.tiling import Tile
+from relprop.maps import LinearMap
+from relprop.rules import bound_tensor
+
+__all__ = ["AdjointCall", "ContractionCall", "LeftBox", "Lower", "Pass", "Weight"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The modified weights of a program.
+
+    Attributes:
+        tensor: `[parts, *weight.shape]`; the modified weights, or the weight itself (one part).
+        atoms: the modifiers still to be applied in registers, one for each weight of the program;
+            None if they have been applied.
+        source: dtype in which the operands enter the products.
+    """
+
+    tensor: Tensor
+    atoms: list[str] | None
+    source: torch.dtype
+
+    @property
+    def parts(self) -> int:
+        return self.tensor.shape[0]
+
+
+@dataclass(frozen=True)
+class LeftBox:
+    """Bounds of the input, `[2, *sample shape]`, and the features they bound.
+
+    An unbounded input has `boxed` false and an empty tensor.
+    """
+
+    tensor: Tensor
+    start: int
+    stop: int
+    boxed: bool
+
+    @classmethod
+    def of(cls, program: Program, a: Tensor, feature_axis: int) -> LeftBox:
+        """The box of a program for an input `[batch, *sample shape]`."""
+        features = a.shape[feature_axis]
+        if program.box is None:
+            return cls(a.new_empty(0), 0, 0, False)
+        sample = a.shape[1:] if a.dim() > 1 else a.shape
+        start, stop = program.channels or (0, features)
+        axis = feature_axis + len(sample)
+        target = list(sample)
+        target[axis] = stop - start
+        low, high = (_bound(value, target, a) for value in program.box)
+        both = torch.stack(torch.broadcast_tensors(low, high))
+        both = both.reshape(2, *(1,) * (len(target) + 1 - both.dim()), *both.shape[1:])
+        if program.channels is None:
+            return cls(both.expand(2, *sample), start, stop, True)
+        full = both.new_zeros(2, *sample)
+        full.narrow(axis + 1, start, stop - start).copy_(both)
+        return cls(full, start, stop, True)
+
+
+def _bound(value: object, sample: list[int], a: Tensor) -> Tensor:
+    bound = bound_tensor(value).to(device=a.device, dtype=torch.float32)  # type: ignore[arg-type]
+    if bound.dim() > len(sample) and bound.shape[0] == 1:
+        bound = bound[0]
+    try:
+        bound.expand(sample)
+    except RuntimeError:
+        raise InputError(
+            f"box: a bound of shape {tuple(bound.shape)} does not broadcast against the input's "
+            f"shape without its batch axis, {tuple(sample)}; pass a number or such a tensor"
+        ) from None
+    return bound
+
+
+@dataclass(frozen=True)
+class ContractionCall:
+    """One contraction: `[batch, ...]` input to `z`, `[saved, batch, ...]`, and output `y`.
+
+    `z` None saves nothing; `output` names the accumulators that make up `y` (see `Program`).
+    """
+
+    map: LinearMap
+    program: Program
+    a: Tensor
+    weight: Weight
+    bias: Tensor | None
+    z: Tensor | None
+    y: Tensor | None
+    output: str | None
+    activation: str | None
+    precision: str
+    tile: Tile | None
+
+
+@dataclass(frozen=True)
+class Lower:
+    """The layer below, when its quotient is fused into this adjoint.
+
+    Attributes:
+        program: of the layer below.
+        z: what its contraction saved, `[saved, *a.shape]` of this layer's input.
+    """
+
+    program: Program
+    z: Tensor
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One launch of an adjoint: at most two input factors."""
+
+    factors: tuple[str, ...]
+    products: tuple[Product, ...]
+    add: bool
+    stacked: bool
+    lower: str | None
+
+    @property
+    def reads(self) -> bool:
+        """Whether the factors need the input's values."""
+        return any(factor != "one" for factor in self.factors)
+
+
+@dataclass(frozen=True)
+class AdjointCall:
+    """One adjoint: `s` `[quotients, targets * batch, ...]` to `out` `[parts, targets * batch, ...]`.
+
+    `out` has one part, or as many as the lower layer's rule has quotients.
+    """
+
+    map: LinearMap
+    program: Program
+    s: Tensor
+    a: Tensor
+    weight: Weight
+    out: Tensor
+    lower: Lower | None
+    precision: str
+    tile: Tile | None
+
+    def passes(self) -> Iterator[Pass]:
+        """The launches, in order; only the last one divides by the lower layer's z."""
+        factors = self.program.factors
+        for first in range(0, len(factors), 2):
+            last = first + 2 >= len(factors)
+            products = tuple(
+                Product(p.accumulator - first, p.left, p.factor, p.weight)
+                for p in self.program.adjoint
+                if first <= p.accumulator < first + 2
+            )
+            pairs = [(p.accumulator, p.left, p.weight) for p in products]
+            stacked = self.weight.parts == 2 and pairs == [(0, 0, 0), (0, 1, 1)]
+            yield Pass(
+                factors=factors[first : first + 2],
+                products=products[:1] if stacked else products,
+                add=first > 0,
+                stacked=stacked,
+                lower=self.lower.program.mode if self.lower and last else None,
+            )
+
+    def lower_numbers(self) -> tuple[float, float, float]:
+        """Stabilizer and scales of the lower layer's quotient."""
+        program = self.lower.program if self.lower else self.program
+        return program.epsilon, *program.scales

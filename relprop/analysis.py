@@ -1,0 +1,140 @@
+"""What planning needs to know of the values of a graph: which carry relevance, signs, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from relprop.graph import Graph, Node, Ref
+from relprop.layers import operation
+from relprop.layers.base import argument
+
+__all__ = ["Facts", "analyse"]
+
+_NO_FLOW = {
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros",
+    "new_ones", "new_full", "new_empty", "sym_size", "sign", "sgn",
+}  # fmt: skip
+_GATES = {"sigmoid", "hardsigmoid", "softmax", "_softmax"}
+_KEEP_GATE = {
+    "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t",
+    "expand", "slice", "select", "narrow", "_to_copy", "to", "repeat", "index_select", "index",
+    "expand_as", "upsample_nearest2d",
+}  # fmt: skip
+
+
+@dataclass
+class Facts:
+    """Facts about the values of a graph, by name.
+
+    Attributes:
+        carriers: values that carry relevance.
+        tokens: those of them that are integers on their way to an embedding.
+        fixed: values that depend on parameters and constants alone.
+        nonnegative: values that are never negative.
+        gates: values of gates: sigmoids, their complements, masks.
+        fresh: values reached from a floating input without crossing a linear layer.
+    """
+
+    carriers: set[str] = field(default_factory=set)
+    tokens: set[str] = field(default_factory=set)
+    fixed: set[str] = field(default_factory=set)
+    nonnegative: set[str] = field(default_factory=set)
+    gates: set[str] = field(default_factory=set)
+    fresh: set[str] = field(default_factory=set)
+
+
+def analyse(graph: Graph, floating: Iterable[str], integer: Iterable[str]) -> Facts:
+    """The facts of a canonical graph whose inputs to explain are these."""
+    facts = Facts()
+    facts.fresh.update(floating)
+    facts.tokens.update(integer)
+    facts.carriers.update(facts.fresh | facts.tokens)
+    facts.fixed.update(graph.sources)
+    for node in graph.nodes.values():
+        _flow(node, facts)
+        if all(name in facts.fixed for name in node.refs):
+            facts.fixed.add(node.name)
+        if _is_gate(node, facts, graph.nodes):
+            facts.gates.add(node.name)
+        found = operation(node.op)
+        if found is not None and found.nonnegative(node, _known(facts)):
+            facts.nonnegative.add(node.name)
+    return facts
+
+
+def carrying_refs(node: Node, facts: Facts) -> list[str]:
+    """The values read by the node that can give it relevance, in order, repeated if read twice."""
+    found = operation(node.op)
+    if found is not None and found.carry == "linear":
+        return [ref.name for ref in node.args[:1] if ref.name in facts.carriers]
+    return [name for name in node.refs if name in facts.carriers]
+
+
+def _flow(node: Node, facts: Facts) -> None:
+    refs = [name for name in node.refs if name in facts.carriers]
+    if not refs or node.op in _NO_FLOW:
+        return
+    if all(name in facts.tokens for name in refs):
+        found = operation(node.op)
+        if node.op == "embedding":
+            facts.carriers.add(node.name)
+        elif found is not None and found.kind == "reshape" and not _is_floating(node):
+            facts.tokens.add(node.name)
+            facts.carriers.add(node.name)
+        return
+    if node.shape is None and "parts" not in node.attributes:
+        return
+    if node.dtype is not None and not node.dtype.is_floating_point:
+        return
+    facts.carriers.add(node.name)
+    found = operation(node.op)
+    linear = found is not None and found.kind in ("linear", "conv", "conv_transpose")
+    if not linear and any(name in facts.fresh for name in refs):
+        facts.fresh.add(node.name)
+
+
+def _is_floating(node: Node) -> bool:
+    return node.dtype is not None and node.dtype.is_floating_point
+
+
+def _known(facts: Facts) -> Callable[[Any], bool]:
+    def known(value: Any) -> bool:
+        if isinstance(value, Ref):
+            return value.name in facts.nonnegative
+        return isinstance(value, (int, float)) and value >= 0
+
+    return known
+
+
+def _is_gate(node: Node, facts: Facts, nodes: Mapping[str, Node]) -> bool:
+    if node.op in _GATES or node.dtype is torch.bool:
+        return True
+    if node.op in ("clamp", "hardtanh"):
+        low, high = argument(node, 1, "min", None), argument(node, 2, "max", None)
+        return low == 0 and high == 1
+    first = node.args[0] if node.args else None
+    if node.op in ("div", "true_divide"):  # relu6(x + 3) / 6, the hard sigmoid written out
+        source = nodes.get(first.name) if isinstance(first, Ref) else None
+        return node.args[1] == 6 and source is not None and _is_relu6(source)
+    if node.op in ("sub", "rsub"):
+        gate, one = (node.args[1], first) if node.op == "sub" else (first, node.args[1])
+        return isinstance(gate, Ref) and gate.name in facts.gates and _is_one(one, nodes)
+    return node.op in _KEEP_GATE and isinstance(first, Ref) and first.name in facts.gates
+
+
+def _is_relu6(node: Node) -> bool:
+    if node.op == "relu6":
+        return True
+    bounds = argument(node, 1, "min_val", None), argument(node, 2, "max_val", None)
+    return node.op in ("hardtanh", "clamp") and bounds in ((0, 6), (0.0, 6.0))
+
+
+def _is_one(value: Any, nodes: Mapping[str, Node]) -> bool:
+    if isinstance(value, Ref):
+        node = nodes.get(value.name)
+        return node is not None and node.op in ("ones_like", "new_ones", "ones")
+    return bool(value == 1)

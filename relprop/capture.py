@@ -1,0 +1,239 @@
+"""Capturing a model as a `Graph` by `torch.export`, with a symbolic batch where it has one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+
+from relprop.errors import CaptureError
+from relprop.graph import Graph, Node, Ref, Source
+
+__all__ = ["CAPTURE_LOCK", "capture_by_export", "example_batch"]
+
+CAPTURE_LOCK = threading.RLock()
+"""torch.export is not thread-safe: one capture at a time in a process."""
+
+EXAMPLE_BATCH = 2
+"""A batch of 1 would be specialised by torch.export."""
+
+
+def example_batch(leaves: Sequence[Any], batch_dim: int) -> list[Any]:
+    """The leaves with their batch cut or repeated to `EXAMPLE_BATCH` samples."""
+    return [_resize(leaf, batch_dim) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+
+def _resize(tensor: Tensor, axis: int) -> Tensor:
+    if tensor.ndim <= axis:
+        return tensor
+    size = tensor.shape[axis]
+    if size >= EXAMPLE_BATCH:
+        return tensor.narrow(axis, 0, EXAMPLE_BATCH)
+    if size == 0:
+        shape = list(tensor.shape)
+        shape[axis] = EXAMPLE_BATCH
+        return tensor.new_zeros(shape)
+    return torch.cat([tensor] * EXAMPLE_BATCH, axis)
+
+
+def capture_by_export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: int
+) -> Graph:
+    """The model's graph for inputs like these.
+
+    First with a symbolic batch on axis `batch_dim` of every input; if the model ties itself to a
+    batch size, for the batch size of these inputs alone.
+
+    Raises:
+        CaptureError: torch.export refuses the model; the message holds its reason.
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    small_args, small_kwargs = pytree.tree_unflatten(example_batch(leaves, batch_dim), spec)
+    try:
+        program = _export(model, small_args, small_kwargs, batch_dim)
+        return _graph(model, program, EXAMPLE_BATCH, symbolic=True)
+    except Exception as error:
+        first = error
+    try:
+        program = _export(model, args, kwargs, None)
+    except Exception:
+        raise CaptureError(f"torch.export refuses the model: {_first_line(first)}") from first
+    batch = next((x.shape[batch_dim] for x in leaves if _has_axis(x, batch_dim)), 1)
+    return _graph(model, program, batch, symbolic=False)
+
+
+def _has_axis(leaf: Any, axis: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > axis
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: int | None
+) -> torch.export.ExportedProgram:
+    dynamic: Any = None
+    if batch_dim is not None:
+        shapes = torch.export.ShapesCollection()
+        batch = torch.export.Dim("batch")
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        # every leaf its own object: the collection is keyed by identity
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        for leaf in leaves:
+            if _has_axis(leaf, batch_dim):
+                shapes[leaf] = {batch_dim: batch}
+        dynamic = shapes.dynamic_shapes(model, args, kwargs)
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._dynamo", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+            return program.run_decompositions({})
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _graph(
+    model: nn.Module, program: torch.export.ExportedProgram, batch: int, symbolic: bool
+) -> Graph:
+    inputs: list[str] = []
+    sources: dict[str, Source] = {}
+    for spec in program.graph_signature.input_specs:
+        name = spec.arg.name
+        if spec.kind is InputKind.USER_INPUT:
+            inputs.append(name)
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            sources[name] = Source(name, spec.target)
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            constant = program.constants[str(spec.target)]
+            path = spec.target if _holds(model, str(spec.target), constant) else None
+            sources[name] = Source(name, path, constant)
+        else:
+            raise CaptureError(f"the model takes an input of kind {spec.kind.name}: '{name}'")
+    for fx_node in program.graph_module.graph.nodes:
+        if fx_node.name in sources:
+            shape = _shape(fx_node.meta.get("val")) or ()
+            sources[fx_node.name] = replace(sources[fx_node.name], shape=shape)
+    nodes = _Translation(model, program.graph_module)
+    outputs = [
+        Ref(spec.arg.name) if hasattr(spec.arg, "name") else getattr(spec.arg, "value", None)
+        for spec in program.graph_signature.output_specs
+        if spec.kind.name == "USER_OUTPUT"
+    ]
+    output = pytree.tree_unflatten(outputs, program.call_spec.out_spec)
+    return Graph(inputs, sources, nodes.nodes, output, nodes.module_outputs(), batch, symbolic)
+
+
+def _holds(model: nn.Module, path: str, constant: Any) -> bool:
+    value: Any = model
+    for part in path.split("."):
+        value = getattr(value, part, None)
+    return isinstance(value, Tensor) and value.shape == getattr(constant, "shape", None)
+
+
+class _Translation:
+    """The nodes of an exported graph module as ours."""
+
+    def __init__(self, model: nn.Module, module: torch.fx.GraphModule) -> None:
+        self.types = {path: type(child) for path, child in model.named_modules()}
+        self.calls: dict[str, str] = {}
+        self.fx_nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+        self.nodes = {node.name: self._node(node) for node in self.fx_nodes}
+        self.outside = {node.name: self._readers(node) for node in self.fx_nodes}
+
+    def _node(self, node: torch.fx.Node) -> Node:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise CaptureError(f"the model contains a control-flow operation, {node.target}")
+        calls = self._stack(node)
+        value = node.meta.get("val")
+        return Node(
+            name=node.name,
+            op=operation_name(node.target),
+            function=node.target,  # type: ignore[arg-type]
+            args=tuple(_argument(arg) for arg in node.args),
+            kwargs={key: _argument(arg) for key, arg in node.kwargs.items()},
+            path=calls[-1] if calls else "",
+            module_types=tuple(
+                self.types[path.partition("@")[0]]
+                for path in reversed(calls)
+                if path.partition("@")[0] in self.types
+            ),
+            shape=_shape(value),
+            dtype=value.dtype if isinstance(value, Tensor) else None,
+            attributes=_parts(value),
+        )
+
+    def _stack(self, node: torch.fx.Node) -> list[str]:
+        """Module calls around a node, outermost first: "path", or "path@k" for a repetition."""
+        calls = []
+        for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
+            if not isinstance(path, str) or path.startswith("_empty"):
+                continue
+            path = path.removeprefix("L['self'].").removeprefix("L['self']")
+            calls.append(self._call(path, str(key)))
+        return calls
+
+    def _call(self, path: str, key: str) -> str:
+        suffix = key.rpartition("@")[2] if "@" in key else ""
+        return f"{path}@{suffix}" if suffix.isdigit() and suffix != "0" else path
+
+    def _readers(self, node: torch.fx.Node) -> list[list[str]]:
+        return [self._stack(user) if user.op != "output" else [] for user in node.users]
+
+    def module_outputs(self) -> dict[str, str]:
+        """For each module call the last of its values that is read outside of it."""
+        found: dict[str, str] = {}
+        for node in self.fx_nodes:
+            if not isinstance(node.meta.get("val"), Tensor):
+                continue
+            for call in self._stack(node):
+                if call and any(call not in stack for stack in self.outside[node.name]):
+                    found[call] = node.name
+        return found
+
+
+def _argument(value: Any) -> Any:
+    if isinstance(value, torch.fx.Node):
+        return Ref(value.name)
+    if isinstance(value, (list, tuple)):
+        items = [_argument(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value
+
+
+def operation_name(target: Any) -> str:
+    """ "aten.conv2d.default" → "conv2d"; a Python function by its own name."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.partition("::")[2]
+    return getattr(target, "__name__", str(target))
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(_size(size) for size in value.shape) if isinstance(value, Tensor) else None
+
+
+def _size(size: Any) -> int:
+    hint = size.node.hint if isinstance(size, torch.SymInt) else size
+    return int(size if hint is None else hint)
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """Shapes of the parts of a value that is a tuple (split, unbind, …)."""
+    if isinstance(value, (tuple, list)):
+        return {"parts": [_shape(part) for part in value]}
+    return {}

@@ -1,0 +1,303 @@
+"""Capture with everything around it: the model untouched, the graph checked, kept per model."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from relprop.capture import CAPTURE_LOCK, capture_by_export, example_batch
+from relprop.errors import CaptureError, InputError, PlanningError
+from relprop.graph import Graph
+from relprop.record import record
+from relprop.rewrite import canonical
+from relprop.run import evaluate
+from relprop.snapshot import hooks_disabled, untouched
+
+__all__ = ["Call", "captured", "neutral_modes", "unwrap"]
+
+KEPT = 16
+"""Graphs kept per model, for inputs of different shapes; the least recently used goes first."""
+
+_GRAPHS: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Any, _Entry]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The inputs of one call, flattened.
+
+    Attributes:
+        leaves: leaves of `(args, kwargs)` in pytree order.
+        spec: their structure.
+        labels: what each leaf is called in messages and in `inputs=`: a position or a keyword.
+        batch_dim: the axis of the samples.
+    """
+
+    leaves: list[Any]
+    spec: pytree.TreeSpec
+    labels: list[int | str]
+    batch_dim: int
+
+    @classmethod
+    def of(cls, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None, batch_dim: int) -> Call:
+        """Flatten a call, keywords in alphabetical order."""
+        named = dict(sorted((kwargs or {}).items()))
+        pairs, spec = pytree.tree_flatten_with_path((inputs, named))
+        labels = [path[1].idx if path[0].idx == 0 else path[1].key for path, _ in pairs]
+        return cls([leaf for _, leaf in pairs], spec, labels, batch_dim)
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call's `(args, kwargs)`."""
+        args, kwargs = pytree.tree_unflatten(self.leaves, self.spec)
+        return args, kwargs
+
+    @property
+    def batch(self) -> int:
+        """Number of samples.
+
+        Raises:
+            InputError: the inputs disagree, or none has a batch axis.
+        """
+        sizes = {
+            label: leaf.shape[self.batch_dim]
+            for label, leaf in zip(self.labels, self.leaves, strict=True)
+            if isinstance(leaf, Tensor) and leaf.ndim > self.batch_dim
+        }
+        if not sizes:
+            raise InputError(f"inputs: no tensor has an axis {self.batch_dim} that counts samples")
+        if len(set(sizes.values())) > 1:
+            raise InputError(
+                f"inputs: batch sizes differ on axis {self.batch_dim}: {sizes}; expected one size"
+            )
+        return next(iter(sizes.values()))
+
+    def example(self) -> Call:
+        """The same call for the few samples that a capture looks at."""
+        leaves = example_batch(self.leaves, self.batch_dim)
+        return Call(leaves, self.spec, self.labels, self.batch_dim)
+
+    def key(self) -> tuple[Any, ...]:
+        """What a graph depends on besides the model: structure, shapes but for the batch, types."""
+        return (str(self.spec), self.batch_dim, *(self._leaf_key(leaf) for leaf in self.leaves))
+
+    def _leaf_key(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return (type(leaf), repr(leaf))
+        shape = list(leaf.shape)
+        if leaf.ndim > self.batch_dim:
+            shape[self.batch_dim] = -1
+        return (tuple(shape), leaf.dtype, str(leaf.device))
+
+
+class _Entry:
+    """A graph, and the modules, modes and hooks for which it holds."""
+
+    def __init__(self, model: nn.Module, graph: Graph) -> None:
+        self.graph = graph
+        self.state = [(weakref.ref(module), *_modes(module)) for module in model.modules()]
+
+    def holds(self, model: nn.Module, batch: int) -> bool:
+        if not self.graph.symbolic and self.graph.batch != batch:
+            return False
+        modules = list(model.modules())
+        return len(modules) == len(self.state) and all(
+            ref() is module and modes == _modes(module)
+            for module, (ref, *modes) in zip(modules, map(_split, self.state), strict=True)
+        )
+
+
+def _modes(module: nn.Module) -> tuple[bool, int, int]:
+    return module.training, len(module._forward_hooks), len(module._forward_pre_hooks)
+
+
+def _split(state: tuple[Any, ...]) -> tuple[Any, Any]:
+    return state[0], state[1:]
+
+
+def unwrap(model: Any) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel or `torch.compile`.
+
+    Raises:
+        InputError: it is no module.
+        CaptureError: it is a scripted or quantised one.
+    """
+    while isinstance(model, nn.Module):
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = model.module
+        if inner is None:
+            break
+        model = inner
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model: {type(model).__name__}; expected a torch.nn.Module (wrap a function in one)"
+        )
+    for path, module in model.named_modules():
+        where = f"'{path}'" if path else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"model: {where} is a TorchScript module, whose operations cannot be captured; "
+                "explain the original nn.Module, or an ExportedProgram's .module()"
+            )
+        if "quantized" in type(module).__module__:
+            raise CaptureError(
+                f"model: {where} is quantised ({type(module).__name__}); explain the model before "
+                "quantisation"
+            )
+    return model
+
+
+def check_modes(model: nn.Module) -> None:
+    """Refuse batch norm and dropout in training mode.
+
+    Raises:
+        PlanningError: names the first such module.
+    """
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    for path, module in model.named_modules():
+        if module.training and isinstance(module, kinds):
+            raise PlanningError(
+                f"model: '{path}' ({type(module).__name__}) is in training mode, so an explanation "
+                "would depend on the other samples or on chance; call model.eval() first"
+            )
+
+
+@contextmanager
+def neutral_modes() -> Iterator[None]:
+    """No gradients, no autocast, no inference mode: a result does not depend on the caller's."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
+def captured(model: nn.Module, call: Call) -> Graph:
+    """The model's canonical graph for such a call, captured and checked if it is not yet known.
+
+    Raises:
+        InputError: the model itself refuses the inputs.
+        PlanningError: a module is in training mode.
+        CaptureError: the model cannot be captured, or the graph's output is not the model's.
+    """
+    check_modes(model)
+    with CAPTURE_LOCK:
+        graphs = _GRAPHS.setdefault(model, OrderedDict())
+        key = call.key()
+        for found in (key, (*key, call.batch)):
+            entry = graphs.get(found)
+            if entry is not None and entry.holds(model, call.batch):
+                graphs.move_to_end(found)
+                return entry.graph
+        with neutral_modes(), untouched(model):
+            graph = _capture(model, call)
+        if graph.origin == "export":
+            graphs[key if graph.symbolic else (*key, call.batch)] = _Entry(model, graph)
+            while len(graphs) > KEPT:
+                graphs.popitem(last=False)
+        return graph
+
+
+def _capture(model: nn.Module, call: Call) -> Graph:
+    expected = _own_output(model, call.example())
+    reasons: list[str] = []
+    for with_hooks in (False, True):
+        try:
+            with hooks_disabled(model) if not with_hooks else untouched(model) as hooked:
+                graph = canonical(capture_by_export(model, *call.arguments, call.batch_dim))
+        except CaptureError as error:
+            reasons.append(str(error))
+            break
+        if graph.symbolic:
+            difference = _difference(graph, model, call.example(), expected)
+        else:
+            difference = _difference(graph, model, call, _own_output(model, call))
+        if difference is None:
+            return graph
+        reasons.append(difference)
+        if not hooked:
+            break
+    try:
+        graph = canonical(record(model, *call.arguments, call.batch_dim))
+    except CaptureError as error:
+        reasons.append(str(error))
+        raise CaptureError(_explain(model, reasons)) from error
+    difference = _difference(graph, model, call, _own_output(model, call))
+    if difference is not None:
+        raise CaptureError(_explain(model, [*reasons, difference]))
+    return graph
+
+
+def _explain(model: nn.Module, reasons: list[str]) -> str:
+    listed = "\n  ".join(dict.fromkeys(reasons))
+    return (
+        f"{type(model).__name__} could not be captured:\n  {listed}\n"
+        "Keep the forward pass deterministic and in PyTorch operations (no NumPy, no .item() "
+        "arithmetic), or explain a sub-module."
+    )
+
+
+def _own_output(model: nn.Module, call: Call) -> list[Any]:
+    args, kwargs = call.arguments
+    try:
+        return pytree.tree_leaves(model(*args, **kwargs))
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise InputError(
+            f"the model itself fails on these inputs ({_describe(call)}): "
+            f"{type(error).__name__}: {lines[0]}"
+        ) from error
+
+
+def _describe(call: Call) -> str:
+    return ", ".join(
+        f"{label}: {tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}"
+        for label, leaf in zip(call.labels, call.leaves, strict=True)
+        if isinstance(leaf, Tensor)
+    )
+
+
+def _difference(graph: Graph, model: nn.Module, call: Call, expected: list[Any]) -> str | None:
+    """What differs between the graph's output and the model's own, None if nothing does."""
+    inputs = dict(zip(graph.inputs, call.leaves, strict=True))
+    try:
+        values = evaluate(graph, model, inputs)
+    except Exception as error:
+        return f"running the captured graph failed: {type(error).__name__}: {error}"
+    found = [values[name] for name in graph.output_names]
+    wanted = [leaf for leaf in expected if isinstance(leaf, Tensor)]
+    if len(found) != len(wanted):
+        return f"the captured graph has {len(found)} outputs, the model {len(wanted)}"
+    for ours, theirs in zip(found, wanted, strict=True):
+        if ours.shape != theirs.shape:
+            return f"the captured graph gives shape {tuple(ours.shape)}, not {tuple(theirs.shape)}"
+        if not _close(ours, theirs):
+            return "the captured graph's output differs from the model's own"
+    return None
+
+
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    """Equality within rounding, by root mean squares; NaN where the model gives NaN."""
+    if not theirs.is_floating_point():
+        return bool(torch.equal(ours, theirs))
+    a, b = ours.double().nan_to_num(), theirs.double().nan_to_num()
+    scale = b.square().mean().sqrt() if b.numel() else b.sum()
+    error = (a - b).square().mean().sqrt() if b.numel() else b.sum()
+    return bool(error <= _TOLERANCE.get(theirs.dtype, 2e-3) * scale + 1e-12)

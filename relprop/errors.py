@@ -1,0 +1,25 @@
+"""The errors of relprop: each says where it happened, what came, what was expected, what to do."""
+
+from __future__ import annotations
+
+__all__ = ["CaptureError", "FileFormatError", "InputError", "PlanningError", "RelpropError"]
+
+
+class RelpropError(Exception):
+    """Base class of every error that relprop raises on purpose."""
+
+
+class CaptureError(RelpropError):
+    """The model could not be turned into a graph of operations."""
+
+
+class PlanningError(RelpropError):
+    """The graph holds an operation, or a composite a selector, that no rule fits."""
+
+
+class InputError(RelpropError, ValueError):
+    """An input, target or option has the wrong shape, type, range or value."""
+
+
+class FileFormatError(RelpropError):
+    """A file is missing, damaged, of another kind, or larger than is safe to read."""

@@ -1,0 +1,435 @@
+"""The public face: `Explainer`, and `explain` in one line."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relprop import backends, gradients, methods, run
+from relprop.captured import Call, captured, neutral_modes, unwrap
+from relprop.conservation import StepRecord
+from relprop.errors import InputError, PlanningError
+from relprop.explanation import Explanation
+from relprop.graph import Graph, Ref, refs_of
+from relprop.gradients import GradientPlan
+from relprop.plan import Plan
+from relprop.targets import Target, resolve_target, seed, squeeze_targets, start_sums
+
+__all__ = ["Explainer", "explain"]
+
+_BACKENDS = ("auto", "triton", "aten", "reference")
+_NAN_POLICIES = ("raise", "propagate")
+
+
+class Explainer:
+    """Explains a model's predictions by one method.
+
+    The model is captured at the first call with inputs of a new shape (the batch aside), and is
+    never touched.  Its parameters are read at every call.
+
+    Args:
+        model: the module to explain, in eval mode.
+        method: a method's name (`relprop.methods.names()`), a rule, a composite or a method.
+        method_options: arguments of a named method, such as `low` and `high`.
+        start: the relevance at the target: None for the method's own, "output", "one", "relu", or
+            a function of the output.
+        layers: module paths whose relevance `explain` returns too.
+        output: which of several outputs: an index, a key, or a function that picks it.
+        inputs: which inputs to explain, positions and keywords; None for all floating inputs and
+            the token inputs of embeddings.
+        batch_dim: the axis of the samples, 0 or 1.
+        backend: "auto", "triton", "aten" or "reference".
+        precision: "highest", "high" or "medium".
+        nan_policy: "raise" refuses inputs and outputs that are not finite, "propagate" takes them.
+        frozen: the parameters will not change any more: keep what is derived from them.
+        example_inputs: a tensor, or a tuple of inputs, to plan with at once.
+
+    Raises:
+        InputError: an option is not one of those above.
+        CaptureError, PlanningError: with `example_inputs`, as when calling.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Any,
+        *,
+        method_options: Mapping[str, Any] | None = None,
+        start: str | Callable[[Tensor], Tensor] | None = None,
+        layers: Sequence[str] = (),
+        output: int | str | Callable[[Any], Any] | None = None,
+        inputs: Any = None,
+        batch_dim: int = 0,
+        backend: str = "auto",
+        precision: str = "highest",
+        nan_policy: str = "raise",
+        frozen: bool = False,
+        example_inputs: Any = None,
+    ) -> None:
+        self.model = unwrap(model)
+        self.method = methods.resolve(method, dict(method_options or {}))
+        self.start = self.method.start if start is None else start
+        self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
+        self.output = output
+        self.inputs = None if inputs is None else _as_list(inputs)
+        self.batch_dim = _one_of("batch_dim", batch_dim, (0, 1))
+        self.precision = _one_of("precision", precision, backends.PRECISIONS)
+        self.nan_policy = _one_of("nan_policy", nan_policy, _NAN_POLICIES)
+        self.backend = _backend_name(_one_of("backend", backend, _BACKENDS))
+        self.frozen = frozen
+        self._lock = threading.Lock()
+        self._plans: OrderedDict[Any, tuple[Graph, Plan | GradientPlan, run.Engine | None]] = (
+            OrderedDict()
+        )
+        if example_inputs is not None:
+            example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+            call = Call.of(example, None, self.batch_dim)
+            self._prepare(call)
+
+    @property
+    def plan(self) -> Plan | GradientPlan:
+        """The plan used last: printable.
+
+        Raises:
+            PlanningError: nothing has been planned yet.
+        """
+        if not self._plans:
+            raise PlanningError(
+                "Explainer.plan: nothing is planned yet; call the explainer, or construct it with "
+                "example_inputs="
+            )
+        return next(reversed(self._plans.values()))[1]
+
+    def __call__(
+        self,
+        *inputs: Any,
+        target: Any = None,
+        start: Any = None,
+        kwargs: Mapping[str, Any] | None = None,
+        lengths: Any = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Relevance of the inputs.
+
+        Args:
+            inputs: the model's positional arguments.
+            target: an int; one a sample; `[batch, K]` for K of each sample; a tuple or list of
+                tuples for outputs of several dimensions; None where there is one value a sample.
+            start: overrides the explainer's; also a tensor shaped like the output, without target.
+            kwargs: the model's keyword arguments.
+            lengths: valid steps of each sample, for recurrent layers.
+
+        Returns:
+            A tensor shaped like the input (a tuple for several), with an axis of K after the batch
+            axis for a 2-d target.  Detached; float64 for a float64 output, else float32.
+
+        Raises:
+            InputError: an input, target or start is of the wrong shape, type or value.
+            CaptureError: the model cannot be captured.
+            PlanningError: operations lack a rule; all are listed with their module paths.
+        """
+        result = self._run(inputs, kwargs, target, start, lengths, full=False)
+        return result.relevance
+
+    def attribute(
+        self,
+        *inputs: Any,
+        target: Any = None,
+        return_convergence_delta: bool = False,
+        start: Any = None,
+        kwargs: Mapping[str, Any] | None = None,
+        lengths: Any = None,
+    ) -> Any:
+        """Relevance, and if asked the convergence delta: start minus relevance, summed a sample."""
+        result = self._run(inputs, kwargs, target, start, lengths, full=False)
+        if return_convergence_delta:
+            return result.relevance, result.convergence_delta
+        return result.relevance
+
+    def explain(
+        self,
+        *inputs: Any,
+        target: Any = None,
+        start: Any = None,
+        kwargs: Mapping[str, Any] | None = None,
+        lengths: Any = None,
+    ) -> Explanation:
+        """An `Explanation`: relevance, output, hidden layers, conservation report."""
+        return self._run(inputs, kwargs, target, start, lengths, full=True)
+
+    def _run(
+        self,
+        inputs: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        target: Any,
+        start: Any,
+        lengths: Any,
+        full: bool,
+    ) -> Explanation:
+        if lengths is not None:
+            raise InputError("lengths: the model has no recurrent layer that could use them")
+        call = Call.of(inputs, kwargs, self.batch_dim)
+        self._check_inputs(call)
+        graph, plan, engine = self._prepare(call)
+        values = dict(zip(graph.inputs, call.leaves, strict=True))
+        chosen = self._chosen(graph, call, plan)
+        named = {path: _layer(plan, path) for path in self.layers} if full else {}
+        begin = _Start(target, self.start if start is None else start, call, self.nan_policy)
+        wanted = [*chosen, *named.values()]
+        records: list[StepRecord] = []
+        if isinstance(plan, GradientPlan):
+            output, seeds, found = gradients.attribute(plan, self.model, values, begin, wanted)
+        else:
+            assert engine is not None
+            with neutral_modes():
+                passed = run.forward(plan, engine, self.model, values)
+                output, seeds = passed.output, begin(passed.output)
+                batch = (call.batch, self.batch_dim)
+                kept = records if full else None
+                found = run.relevance(plan, engine, passed, seeds, wanted, kept, batch)
+        maps = [_map(found.get(name), values[name], seeds) for name in chosen]
+        return self._result(call, begin, output, seeds, maps, named, found, records)
+
+    def _result(
+        self,
+        call: Call,
+        begin: _Start,
+        output: Tensor,
+        seeds: Tensor,
+        maps: list[Tensor],
+        named: dict[str, str],
+        found: dict[str, Tensor],
+        records: list[StepRecord],
+    ) -> Explanation:
+        target, axis = begin.resolved, self.batch_dim
+        delta = start_sums(seeds, begin.axis)
+        for relevance in maps:
+            delta = delta - start_sums(relevance, axis).to(delta)
+        shaped = tuple(squeeze_targets(relevance, target, axis) for relevance in maps)
+        hidden = {
+            path: squeeze_targets(found[name], target, min(axis, found[name].ndim - 2))
+            for path, name in named.items()
+            if name in found
+        }
+        return Explanation(
+            relevance=shaped[0] if len(shaped) == 1 else shaped,
+            output=output.detach(),
+            target=begin.target,
+            layers=hidden,
+            convergence_delta=squeeze_targets(delta, target),
+            method=self.method.name,
+            steps=tuple(records),
+        )
+
+    def _check_inputs(self, call: Call) -> None:
+        if not any(isinstance(leaf, Tensor) for leaf in call.leaves):
+            kinds = sorted({type(leaf).__name__ for leaf in call.leaves}) or ["nothing"]
+            raise InputError(f"inputs: {', '.join(kinds)}; expected at least one torch.Tensor")
+        _ = call.batch
+        for label, leaf in zip(call.labels, call.leaves, strict=True):
+            if not isinstance(leaf, Tensor):
+                continue
+            if leaf.is_complex() or leaf.layout is not torch.strided:
+                raise InputError(f"input {label}: {leaf.dtype}, {leaf.layout}; expected real, dense")
+            if self.nan_policy == "raise" and leaf.is_floating_point():
+                _check_finite(f"input {label}", leaf)
+
+    def _prepare(self, call: Call) -> tuple[Graph, Plan | GradientPlan, run.Engine | None]:
+        graph = captured(self.model, call)
+        # the graph is held by the entry, so that its id stays its own
+        with self._lock:
+            entry = self._plans.get(id(graph))
+            if entry is None:
+                plan = self._bind(graph, call)
+                engine = run.Engine(backends.get(self.backend), self.frozen)
+                entry = (graph, plan, engine)
+                self._plans[id(graph)] = entry
+                while len(self._plans) > 16:
+                    self._plans.popitem(last=False)
+            self._plans.move_to_end(id(graph))
+            return entry
+
+    def _bind(self, graph: Graph, call: Call) -> Plan | GradientPlan:
+        output = self._output_name(graph)
+        explained = self._explained(call)
+        tensors = [
+            (name, leaf)
+            for name, leaf, label in zip(graph.inputs, call.leaves, call.labels, strict=True)
+            if isinstance(leaf, Tensor) and (explained is None or label in explained)
+        ]
+        floating = [name for name, leaf in tensors if leaf.is_floating_point()]
+        integer = [name for name, leaf in tensors if _is_integer(leaf)]
+        if isinstance(self.method, methods.GradientMethod):
+            return GradientPlan.make(graph, output, self.method, floating, integer)
+        assert isinstance(self.method, methods.PropagationMethod)
+        return Plan.make(
+            graph,
+            output,
+            self.method.composite,
+            floating=floating,
+            integer=integer,
+            backend=self.backend,
+            precision=self.precision,
+            method=self.method.name,
+        )
+
+    def _explained(self, call: Call) -> set[int | str] | None:
+        if self.inputs is None:
+            return None
+        unknown = [label for label in self.inputs if label not in call.labels]
+        if unknown:
+            raise InputError(
+                f"inputs: {unknown} not among the arguments of the call, {call.labels}; expected "
+                "positions and keywords"
+            )
+        return set(self.inputs)
+
+    def _chosen(self, graph: Graph, call: Call, plan: Plan | GradientPlan) -> list[str]:
+        """The graph's inputs that get relevance: floating ones, and tokens that are embedded."""
+        explained = self._explained(call)
+        embedded = {name for node in plan.graph.nodes.values() if node.op == "embedding"
+                    for name in node.refs if name in plan.facts.tokens}  # fmt: skip
+        reaching = _ancestors(plan.graph, embedded)
+        return [
+            name
+            for name, leaf, label in zip(graph.inputs, call.leaves, call.labels, strict=True)
+            if isinstance(leaf, Tensor)
+            and (explained is None or label in explained)
+            and (leaf.is_floating_point() or name in reaching)
+        ]
+
+    def _output_name(self, graph: Graph) -> str:
+        names = list(dict.fromkeys(graph.output_names))
+        if self.output is None:
+            if len(names) == 1:
+                return names[0]
+            keys = list(graph.output) if isinstance(graph.output, Mapping) else len(names)
+            raise InputError(
+                f"output: the model returns {len(names)} tensors ({keys}); say which with "
+                "output=, an index, a key or a function"
+            )
+        try:
+            picked = self.output(graph.output) if callable(self.output) else _item(
+                graph.output, self.output
+            )
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"output: {self.output!r} picks nothing from a {type(graph.output).__name__} of "
+                f"{len(names)} tensors: {error}"
+            ) from None
+        found = list(refs_of(picked))
+        if len(found) != 1 or not isinstance(picked, Ref):
+            raise InputError(f"output: {self.output!r} picks {len(found)} tensors; expected one")
+        return found[0]
+
+
+class _Start:
+    """From an output to the starting relevance; remembers the target it resolved."""
+
+    def __init__(self, target: Any, start: Any, call: Call, nan_policy: str) -> None:
+        self.target, self.start, self.call, self.nan_policy = target, start, call, nan_policy
+        self.resolved: Target | None = None
+        self.axis = 0
+
+    def __call__(self, output: Tensor) -> Tensor:
+        if self.nan_policy == "raise":
+            _check_finite("the model's output", output)
+        batch, axis = self.call.batch, self.call.batch_dim
+        fits = output.ndim > axis and output.shape[axis] == batch
+        self.axis = axis if fits else 0
+        if isinstance(self.start, Tensor):
+            if self.target is not None:
+                raise InputError("start: a tensor beside a target; expected target=None")
+        else:
+            self.resolved = resolve_target(self.target, output.shape, batch, self.axis)
+        return seed(self.resolved, output, self.start)
+
+
+def explain(
+    model: nn.Module,
+    *inputs: Any,
+    target: Any = None,
+    method: Any = "epsilon_plus",
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Tensor | tuple[Tensor, ...]:
+    """Relevance of the inputs for the target, in one line.
+
+    The model is captured once however often this is called.
+
+    Args:
+        model: the module to explain, in eval mode.
+        inputs: its positional arguments.
+        target: see `Explainer.__call__`.
+        method: see `Explainer`.
+        kwargs: the model's keyword arguments.
+        options: further options of `Explainer`.
+
+    Returns:
+        See `Explainer.__call__`.
+    """
+    return Explainer(model, method, **options)(*inputs, target=target, kwargs=kwargs)
+
+
+def _map(relevance: Tensor | None, x: Tensor, seeds: Tensor) -> Tensor:
+    if relevance is None:
+        return seeds.new_zeros(seeds.shape[0], *x.shape)
+    return relevance
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        count = int((~torch.isfinite(tensor)).sum())
+        raise InputError(
+            f"{name}: {count} of {tensor.numel()} values are NaN or infinite; clean them, or pass "
+            "nan_policy='propagate'"
+        )
+
+
+def _ancestors(graph: Graph, names: set[str]) -> set[str]:
+    found = set(names)
+    for node in reversed(list(graph.nodes.values())):
+        if node.name in found:
+            found.update(node.refs)
+    return found
+
+
+def _layer(plan: Plan | GradientPlan, path: str) -> str:
+    names = plan.layer_names()
+    if path not in names:
+        near = difflib.get_close_matches(path, names, n=3, cutoff=0.4) or names[:5]
+        raise InputError(
+            f"layers: {path!r} is no module call of the plan; near ones: {', '.join(near)}"
+        )
+    return plan.graph.module_outputs[path]
+
+
+def _item(output: Any, key: Any) -> Any:
+    if isinstance(key, int) and isinstance(output, Mapping):
+        return list(output.values())[key]
+    if isinstance(key, int) and isinstance(output, Ref):
+        return [output][key]
+    return output[key]
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and tensor.dtype is not torch.bool
+
+
+def _as_list(value: Any) -> list[int | str]:
+    return [value] if isinstance(value, (int, str)) else list(value)
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
+    if value not in allowed or isinstance(value, bool):
+        raise InputError(f"{name}: {value!r}; expected one of {', '.join(map(repr, allowed))}")
+    return value
+
+
+def _backend_name(name: str) -> str:
+    return "aten" if name == "auto" else name

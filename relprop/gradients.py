@@ -1,0 +1,249 @@
+"""Gradient methods: the graph evaluated under autograd, ReLU and gates replaced where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from relprop.analysis import Facts, analyse
+from relprop.errors import InputError, PlanningError
+from relprop.graph import Graph, Ref
+from relprop.methods import GradientMethod
+from relprop.tables import table
+
+__all__ = ["GradientPlan", "attribute"]
+
+Seed = Callable[[Tensor], Tensor]
+"""From the output to the starting relevance `[K, *output]`."""
+
+
+@dataclass(frozen=True)
+class GradientPlan:
+    """The operations that a gradient method differentiates.
+
+    Attributes:
+        graph: the operations that the explained output depends on.
+        output: name of the explained value.
+        facts: what is known of the graph's values.
+        method: the method.
+    """
+
+    graph: Graph
+    output: str
+    facts: Facts
+    method: GradientMethod
+    backend: str = "autograd"
+
+    @classmethod
+    def make(
+        cls,
+        graph: Graph,
+        output: str,
+        method: GradientMethod,
+        floating: Iterable[str],
+        integer: Iterable[str] = (),
+    ) -> GradientPlan:
+        """Bind a canonical graph to a gradient method.
+
+        Raises:
+            PlanningError: the output does not depend on any input to explain.
+        """
+        graph = replace(graph, output=Ref(output), sources=dict(graph.sources))
+        graph.prune()
+        facts = analyse(graph, floating, integer)
+        if output not in facts.carriers:
+            raise PlanningError(
+                f"the output '{output}' does not depend on any input to explain; "
+                "check `inputs=` and `output=`"
+            )
+        return cls(graph, output, facts, method)
+
+    def layer_names(self) -> list[str]:
+        """Module paths whose output's gradient can be asked for by `layers=`."""
+        outputs = self.graph.module_outputs
+        return [path for path, name in outputs.items() if name in self.facts.carriers]
+
+    def __str__(self) -> str:
+        rows = [
+            (str(number), node.op, node.path, self.method.name, "autograd", ", ".join(node.refs))
+            for number, node in enumerate(self.graph.nodes.values())
+            if node.name in self.facts.carriers
+        ]
+        head = ("step", "operation", "module path", "rule", "backend", "inputs")
+        return table(head, rows) + "\nlayers: " + ", ".join(self.layer_names())
+
+
+class _ModifiedReLU(torch.autograd.Function):
+    """ReLU whose gradient passes where it is positive, guided: and the output is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, guided: bool) -> Tensor:
+        out = x.relu()
+        ctx.save_for_backward(out)
+        ctx.guided = guided
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (out,) = ctx.saved_tensors
+        passed = gradients[0].clamp(min=0)
+        return (passed * (out > 0) if ctx.guided else passed), None
+
+
+def attribute(
+    plan: GradientPlan,
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    seed: Seed,
+    wanted: Iterable[str],
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The method's maps of the values `wanted`, `[K, *shape]`.
+
+    Returns:
+        The output, its starting relevance, and the maps by name.
+
+    Raises:
+        InputError: integrated gradients or SmoothGrad over token inputs.
+    """
+    method, wanted = plan.method, list(wanted)
+    if (method.path or method.noise) and any(name in plan.facts.tokens for name in wanted):
+        raise InputError(
+            f"{method.name}: token inputs have no values to vary; explain the embedded input, or "
+            "use 'gradient_x_input'"
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        output = _values(plan, model, inputs, ())[plan.output].detach()
+    start = seed(output)
+    total: dict[str, Tensor] = {}
+    for varied, weight in _points(plan, inputs, wanted):
+        with torch.inference_mode(False), torch.enable_grad():
+            values = _values(plan, model, varied, wanted)
+            starts = start if method.samples == 1 else seed(values[plan.output].detach())
+            maps = _gradients(plan, values, starts, wanted)
+        for name, gradient in maps.items():
+            total[name] = total[name] + weight * gradient if name in total else weight * gradient
+    return output, start, {name: _finish(plan, name, g, inputs) for name, g in total.items()}
+
+
+def _points(
+    plan: GradientPlan, inputs: Mapping[str, Any], wanted: list[str]
+) -> Iterable[tuple[dict[str, Any], float]]:
+    """The inputs at which gradients are taken, and the weight of each."""
+    method = plan.method
+    floating = [name for name in wanted if name in inputs and inputs[name].is_floating_point()]
+    if method.path:
+        nodes, weights = np.polynomial.legendre.leggauss(method.samples)
+        for node, weight in zip(nodes, weights, strict=True):
+            fraction = 0.5 * (1 + float(node))
+            moved = {
+                name: _baseline(method, inputs[name])
+                + fraction * (inputs[name] - _baseline(method, inputs[name]))
+                for name in floating
+            }
+            yield {**inputs, **moved}, 0.5 * float(weight)
+    elif method.noise:
+        generator = torch.Generator().manual_seed(method.seed)
+        for _ in range(method.samples):
+            noisy = {name: inputs[name] + _noise(inputs[name], method, generator)
+                     for name in floating}  # fmt: skip
+            yield {**inputs, **noisy}, 1 / method.samples
+    else:
+        yield dict(inputs), 1.0
+
+
+def _noise(x: Tensor, method: GradientMethod, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float32)
+    return noise.to(x) * method.noise
+
+
+def _baseline(method: GradientMethod, x: Tensor) -> Tensor:
+    return torch.as_tensor(method.baseline, dtype=x.dtype, device=x.device).expand(x.shape)
+
+
+def _values(
+    plan: GradientPlan, model: nn.Module, inputs: Mapping[str, Any], wanted: Iterable[str]
+) -> dict[str, Any]:
+    """The output and the values `wanted`, in a graph of autograd's that leads to them."""
+    graph, method, facts = plan.graph, plan.method, plan.facts
+    values = {name: source.read(model) for name, source in graph.sources.items()} | dict(inputs)
+    wanted = set(wanted)
+    for name in wanted & set(inputs):
+        if isinstance(values[name], Tensor) and values[name].is_floating_point():
+            values[name] = values[name].detach().clone().requires_grad_()
+    last = graph.last_reads([plan.output, *wanted, *_embeddings(plan)])
+    for node in graph.nodes.values():
+        if node.op == "relu" and method.relu != "plain":
+            values[node.name] = _ModifiedReLU.apply(
+                values[node.args[0].name], method.relu == "guided"
+            )
+        elif node.op == "mul" and method.relu != "plain":
+            constant = {n: values[n].detach() for n in node.refs if n in facts.gates}
+            values[node.name] = node.evaluate({**values, **constant})
+        else:
+            values[node.name] = node.evaluate(values)
+        if node.op == "embedding" and node.name in facts.carriers and torch.is_grad_enabled():
+            values[node.name] = values[node.name].detach().requires_grad_()
+        for name in last[node.name]:
+            values.pop(name, None)
+    return values
+
+
+def _embeddings(plan: GradientPlan) -> dict[str, str]:
+    """Embedded values and the token input that each looks up."""
+    return {
+        node.name: node.args[1].name
+        for node in plan.graph.nodes.values()
+        if node.op == "embedding" and node.name in plan.facts.carriers
+    }
+
+
+def _gradients(
+    plan: GradientPlan, values: dict[str, Any], start: Tensor, wanted: list[str]
+) -> dict[str, Tensor]:
+    embedded = {name: ids for name, ids in _embeddings(plan).items() if ids in wanted}
+    floating = [name for name in wanted if name not in plan.facts.tokens]
+    names = [*floating, *embedded]
+    output = values[plan.output]
+    rows = [
+        torch.autograd.grad(
+            output,
+            [values[name] for name in names],
+            row.to(output.dtype),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for row in start
+    ]
+    maps: dict[str, Tensor] = {}
+    for name, *parts in zip(names, *rows, strict=True):
+        found = [torch.zeros_like(values[name]) if g is None else g for g in parts]
+        stacked = torch.stack(found).to(start.dtype)
+        if name in embedded:
+            stacked = _power(plan.method, stacked)
+            stacked = (stacked * values[name].detach() if plan.method.times_input else stacked).sum(-1)
+            name = embedded[name]
+            stacked = maps[name] + stacked if name in maps else stacked
+        maps[name] = stacked
+    return maps
+
+
+def _power(method: GradientMethod, gradient: Tensor) -> Tensor:
+    return gradient if method.power == 1 else gradient**method.power
+
+
+def _finish(
+    plan: GradientPlan, name: str, gradient: Tensor, inputs: Mapping[str, Any]
+) -> Tensor:
+    method = plan.method
+    if name in plan.facts.tokens or name not in inputs:
+        return gradient.detach()
+    gradient = _power(method, gradient.detach())
+    if not method.times_input:
+        return gradient
+    x = inputs[name]
+    return gradient * (x - _baseline(method, x) if method.path else x)

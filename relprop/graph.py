@@ -1,0 +1,188 @@
+"""The graph: a model's operations in order, read from its parameters at every call.
+
+Two producers fill the same type, `relprop.capture` (torch.export) and `relprop.record` (the
+operations of one actual call).  Values are named; an argument that is another node's value is a
+`Ref`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+__all__ = ["Graph", "Node", "Ref", "Source", "map_refs", "refs_of"]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The value of the node, input or source of that name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parameter, buffer or constant: read from the live model by path, else a stored tensor."""
+
+    name: str
+    path: str | None
+    constant: Tensor | None = None
+    shape: tuple[int, ...] = ()
+
+    def read(self, model: nn.Module) -> Tensor:
+        """The tensor as the model holds it now."""
+        value: Any = model
+        for part in (self.path or "").split(".") if self.path else ():
+            value = getattr(value, part, None)
+        if isinstance(value, Tensor):
+            return value.detach()
+        if self.constant is None:
+            raise RuntimeError(f"the model no longer has a tensor at '{self.path}'")
+        return self.constant
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation.
+
+    Attributes:
+        name: the name of its value.
+        op: canonical operation name, such as "relu" or "linear_map".
+        function: what computes the value from the arguments.
+        args, kwargs: arguments; `Ref` stands for a value.
+        path: the module call it belongs to, "layer1.0.conv1", a repeated call "layer1.0.conv1@1".
+        module_types: classes of the owning modules, innermost first.
+        shape: the value's shape at capture, batch axis included; None if it is no tensor.
+        dtype: the value's dtype; None if it is no tensor.
+        attributes: what a rewrite attached, such as the geometry of a linear map.
+    """
+
+    name: str
+    op: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    path: str = ""
+    module_types: tuple[type, ...] = ()
+    shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def refs(self) -> list[str]:
+        """Names of the values it reads, in order, repeated if read twice."""
+        return list(refs_of((self.args, dict(self.kwargs))))
+
+    def evaluate(self, values: Mapping[str, Any]) -> Any:
+        """The value, from the values it reads."""
+        args = map_refs(self.args, values.__getitem__)
+        kwargs = {key: map_refs(value, values.__getitem__) for key, value in self.kwargs.items()}
+        return self.function(*args, **kwargs)
+
+    def renamed(self, names: Mapping[str, str]) -> Node:
+        """The same node reading other values."""
+
+        def rename(name: str) -> Ref:
+            return Ref(names.get(name, name))
+
+        args = map_refs(self.args, rename)
+        kwargs = {key: map_refs(value, rename) for key, value in self.kwargs.items()}
+        return replace(self, args=args, kwargs=kwargs)
+
+
+@dataclass
+class Graph:
+    """A model's operations.
+
+    Attributes:
+        inputs: names of the leaves of `(args, kwargs)`, in pytree order.
+        sources: parameters, buffers and constants by name.
+        nodes: operations by name, in an order of evaluation.
+        output: the structure that the model returns, with a `Ref` for each tensor.
+        module_outputs: value name of each module call, "path" or "path@1".
+        batch: batch size at capture.
+        symbolic: whether other batch sizes may be run.
+        origin: "export" or "record".
+    """
+
+    inputs: list[str]
+    sources: dict[str, Source]
+    nodes: dict[str, Node]
+    output: Any
+    module_outputs: dict[str, str]
+    batch: int
+    symbolic: bool = True
+    origin: str = "export"
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the values in the output structure."""
+        return list(refs_of(self.output))
+
+    def consumers(self) -> dict[str, list[str]]:
+        """For each value, the nodes that read it (once for each reading)."""
+        readers: dict[str, list[str]] = {}
+        for node in self.nodes.values():
+            for name in node.refs:
+                readers.setdefault(name, []).append(node.name)
+        return readers
+
+    def rename_values(self, names: Mapping[str, str]) -> None:
+        """Let every reader of the keys read the values of `names` instead."""
+        if not names:
+            return
+        self.nodes = {name: node.renamed(names) for name, node in self.nodes.items()}
+        self.output = map_refs(self.output, lambda name: Ref(names.get(name, name)))
+        self.module_outputs = {
+            path: names.get(name, name) for path, name in self.module_outputs.items()
+        }
+
+    def prune(self) -> None:
+        """Drop the nodes that no output depends on."""
+        needed = set(self.output_names)
+        for node in reversed(list(self.nodes.values())):
+            if node.name in needed:
+                needed.update(node.refs)
+        self.nodes = {name: node for name, node in self.nodes.items() if name in needed}
+        self.module_outputs = {
+            path: name
+            for path, name in self.module_outputs.items()
+            if name in self.nodes or name in self.inputs
+        }
+
+    def last_reads(self, kept: Iterable[str]) -> dict[str, list[str]]:
+        """For each node, the values that nothing reads after it, except those in `kept`."""
+        kept = set(kept)
+        seen: set[str] = set(kept)
+        last: dict[str, list[str]] = {}
+        for node in reversed(list(self.nodes.values())):
+            fresh = [name for name in dict.fromkeys(node.refs) if name not in seen]
+            seen.update(fresh)
+            last[node.name] = fresh
+        return last
+
+
+def map_refs(value: Any, function: Callable[[str], Any]) -> Any:
+    """`value` with every `Ref` in it (however nested) replaced by `function(name)`."""
+    if isinstance(value, Ref):
+        return function(value.name)
+    if isinstance(value, (int, float, str, Tensor)) or value is None:
+        return value
+    if type(value) in (tuple, list):
+        return type(value)(map_refs(item, function) for item in value)
+    leaves, spec = pytree.tree_flatten(value, is_leaf=lambda leaf: isinstance(leaf, Ref))
+    return pytree.tree_unflatten(
+        [function(leaf.name) if isinstance(leaf, Ref) else leaf for leaf in leaves], spec
+    )
+
+
+def refs_of(value: Any) -> Iterator[str]:
+    """The names of the `Ref`s in a nested value."""
+    for leaf in pytree.tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, Ref)):
+        if isinstance(leaf, Ref):
+            yield leaf.name

@@ -1,0 +1,130 @@
+"""Looking before explaining: `check` a model, `info` on what is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relprop._version import __version__
+from relprop.analysis import analyse
+from relprop.captured import Call, captured, unwrap
+from relprop.errors import InputError
+from relprop.layers import operation
+from relprop.plan import unsupported
+from relprop.tables import table
+
+__all__ = ["Check", "check", "info"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What relprop sees in a model.
+
+    Attributes:
+        operations: how often each operation that carries relevance occurs.
+        unsupported: (module path, operation) of those without a propagation of their own.
+        dissolved: modules folded into another layer, with its path.
+        modules: module calls whose relevance `layers=` can ask for.
+        seconds: time that the capture took.
+        origin: "export" or "record".
+        symbolic: whether one capture serves every batch size.
+    """
+
+    operations: dict[str, int]
+    unsupported: tuple[tuple[str, str], ...]
+    dissolved: dict[str, str]
+    modules: tuple[str, ...]
+    seconds: float
+    origin: str
+    symbolic: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether every operation has a propagation."""
+        return not self.unsupported
+
+    def __str__(self) -> str:
+        kinds = {name: operation(name) for name in self.operations}
+        rows = [
+            (name, str(count), found.carry if (found := kinds[name]) else "unsupported")
+            for name, count in self.operations.items()
+        ]
+        lines = [table(("operation", "count", "relevance"), rows)]
+        for path, name in self.unsupported:
+            lines.append(f"unsupported: '{path}' is aten.{name}")
+        lines += [f"dissolved: '{path}' into '{other}'" for path, other in self.dissolved.items()]
+        batch = "any batch size" if self.symbolic else "this batch size only"
+        lines.append(f"captured by {self.origin} in {self.seconds:.2f} s, for {batch}")
+        return "\n".join(lines)
+
+
+def check(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None,
+          batch_dim: int = 0) -> Check:  # fmt: skip
+    """What relprop sees in a model; explains nothing.
+
+    Args:
+        model: the module, in eval mode.
+        inputs: its positional arguments, such as a batch of images.
+        kwargs: its keyword arguments.
+        batch_dim: the axis of the samples.
+
+    Raises:
+        InputError: no tensor among the inputs, or the model refuses them.
+        CaptureError: the model cannot be captured.
+    """
+    model = unwrap(model)
+    call = Call.of(inputs, kwargs, batch_dim)
+    if not any(isinstance(leaf, Tensor) for leaf in call.leaves):
+        raise InputError("check: expected at least one torch.Tensor to run the model on")
+    began = time.perf_counter()
+    graph = captured(model, call)
+    seconds = time.perf_counter() - began
+    tensors = [
+        (name, leaf)
+        for name, leaf in zip(graph.inputs, call.leaves, strict=True)
+        if isinstance(leaf, Tensor)
+    ]
+    floating = [name for name, leaf in tensors if leaf.is_floating_point()]
+    facts = analyse(graph, floating, [name for name, _ in tensors if name not in floating])
+    carrying = [node for node in graph.nodes.values() if node.name in facts.carriers]
+    return Check(
+        operations=dict(Counter(node.op for node in carrying if node.op != "getitem")),
+        unsupported=tuple((node.path, node.op) for node in unsupported(graph, facts)),
+        dissolved={
+            node.attributes["folded"]: node.path
+            for node in carrying
+            if "folded" in node.attributes
+        },
+        modules=tuple(p for p, name in graph.module_outputs.items() if name in facts.carriers),
+        seconds=seconds,
+        origin=graph.origin,
+        symbolic=graph.symbolic,
+    )
+
+
+def info() -> dict[str, str]:
+    """Versions and devices that relprop would use: print it when reporting a problem."""
+    found = {"relprop": __version__, "python": platform.python_version()}
+    for package in ("torch", "triton", "numpy", "safetensors", "matplotlib", "captum", "zennit"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    found["threads"] = str(torch.get_num_threads())
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        found["devices"] = "cpu, " + ", ".join(names)
+    else:
+        found["devices"] = "cpu"
+    triton = importlib.util.find_spec("triton") is not None and torch.cuda.is_available()
+    found["backends"] = "aten, reference" + (", triton" if triton else "")
+    return found

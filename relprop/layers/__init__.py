@@ -1,0 +1,26 @@
+"""Every operation once: how it is computed, what it saves, how relevance goes back through it.
+
+`operation(name)` looks an operation up by its canonical name.  An `Operation` says
+
+- `kind`: the word that composites select it by;
+- `carry`: how relevance goes back, in the words of the reference implementation: "linear" (a
+  rule), "pass", "movement" (the adjoint of a copying of elements), "norm" (Epsilon on the
+  operation's own linear map), "winner" (max pooling), "sum", "product", "scale";
+- `forward` and `relevance`: the ATen implementation, without autograd.
+
+Relevance has one more leading axis than the value it belongs to: the targets.
+"""
+
+from relprop.layers import linear, movement, pointwise, pool
+from relprop.layers.base import Operation, Step, operation, registered
+
+__all__ = [
+    "Operation",
+    "Step",
+    "linear",
+    "movement",
+    "operation",
+    "pointwise",
+    "pool",
+    "registered",
+]

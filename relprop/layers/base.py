@@ -1,0 +1,148 @@
+"""The base class of operations and their registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from relprop.errors import PlanningError
+from relprop.graph import Node, Ref
+from relprop.rules import Rule
+
+__all__ = ["Operation", "Step", "operation", "quotient", "register", "registered", "unbroadcast"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a plan.
+
+    Attributes:
+        node: what is computed.
+        operation: how relevance goes back through it.
+        inputs: names of the values that carry relevance, in the order of its arguments.
+        positions: where those stand among the node's arguments.
+        rule: the rule in force, None where the operation leaves no choice.
+        options: what planning found out for the operation, such as the gate of a product.
+    """
+
+    node: Node
+    operation: Operation
+    inputs: tuple[str, ...]
+    rule: Rule | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the value it computes."""
+        return self.node.name
+
+    @property
+    def where(self) -> str:
+        """The step in the words of an error message."""
+        return f"'{self.node.path}' ({self.node.op})" if self.node.path else self.node.op
+
+
+class Operation:
+    """An operation through which relevance can go back.  Stateless: one instance an operation."""
+
+    kind: ClassVar[str] = ""
+    carry: ClassVar[str] = ""
+
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+        """The value, and what `relevance` needs."""
+        out = step.node.evaluate(values)
+        return out, self.save(step, values, out)
+
+    def save(self, step: Step, values: Mapping[str, Any], out: Any) -> Any:
+        """What `relevance` needs of the forward pass; nothing unless overridden."""
+        return None
+
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor | None]:
+        """The relevance of each of `step.inputs`, `[K, *shape]`, from that of the output."""
+        raise TypeError(type(self).__name__)
+
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
+        """Whether the value is ≥ 0 whatever the input, `known` telling it of an argument."""
+        return False
+
+    def default_rule(self, epsilon: float) -> Rule | None:
+        """The rule where the composite gives none."""
+        return None
+
+    def accepts(self, rule: Rule) -> bool:
+        """Whether the rule can be given to this operation."""
+        return False
+
+
+_OPERATIONS: dict[str, Operation] = {}
+
+
+def register(*names: str) -> Callable[[type[Operation]], type[Operation]]:
+    """Class decorator: the operation serves these canonical names."""
+
+    def decorate(cls: type[Operation]) -> type[Operation]:
+        for name in names:
+            if name in _OPERATIONS:
+                raise ValueError(f"operation '{name}' is registered twice")
+            _OPERATIONS[name] = cls()
+        return cls
+
+    return decorate
+
+
+def operation(name: str) -> Operation | None:
+    """The operation of that canonical name, None if relevance cannot go through it."""
+    return _OPERATIONS.get(name)
+
+
+def registered() -> dict[str, Operation]:
+    """All operations by canonical name."""
+    return dict(_OPERATIONS)
+
+
+def tensor_argument(step: Step, position: int, values: Mapping[str, Any]) -> Any:
+    """The value of a positional argument."""
+    argument = step.node.args[position]
+    return values[argument.name] if isinstance(argument, Ref) else argument
+
+
+def argument(node: Node, position: int, name: str, default: Any) -> Any:
+    """An argument given by position or by name."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Half precision as float32: denominators and relevance are never narrower."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def quotient(r: Tensor, z: Tensor, epsilon: float) -> Tensor:
+    """r / st(z), 0 where st(z) is 0."""
+    z = wide(z)
+    if epsilon == 0:
+        return torch.where(z == 0, torch.zeros((), dtype=r.dtype, device=r.device), r / z)
+    return r / torch.where(z >= 0, z + epsilon, z - epsilon)
+
+
+def unbroadcast(r: Tensor, shape: torch.Size) -> Tensor:
+    """Relevance `[K, *out]` summed to `[K, *shape]`, `shape` broadcasting to `out`."""
+    lead = r.ndim - 1 - len(shape)
+    if lead:
+        r = r.sum(tuple(range(1, 1 + lead)))
+    axes = [
+        axis
+        for axis, size in enumerate(shape, start=1)
+        if size == 1 and r.shape[axis] != 1
+    ]
+    return r.sum(axes, keepdim=True) if axes else r
+
+
+def refuse(step: Step, text: str) -> PlanningError:
+    """A planning error that says where."""
+    return PlanningError(f"{step.where}: {text}")

@@ -1,0 +1,80 @@
+"""Layers that a propagation rule applies to: dense, convolution, batch norm as a per-channel map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from relprop.errors import PlanningError
+from relprop.graph import Ref
+from relprop.layers.base import Operation, Step, register, wide
+from relprop.maps import LinearMap
+from relprop.rules import Epsilon, LinearRule, Pass, Rule
+
+__all__ = ["LinearLayer", "evaluate_map"]
+
+
+def evaluate_map(linear_map: LinearMap, a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """W.a + b, differentiable."""
+    z = linear_map.contraction(a, w)
+    return z if b is None else z + linear_map.align(b)
+
+
+class LinearLayer(Operation):
+    """Base: the node's arguments are the input, the weight, the bias or None."""
+
+    carry = "linear"
+
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+        a, w, b = (values[x.name] if isinstance(x, Ref) else x for x in step.node.args)
+        if isinstance(step.rule, Pass):
+            bias = None if b is None else wide(b)
+            z = evaluate_map(step.node.attributes["map"], wide(a), wide(w), bias)
+            if z.shape != a.shape:
+                raise PlanningError(
+                    f"{step.where}: rule Pass needs input and output of one shape, got "
+                    f"{list(a.shape)} and {list(z.shape)}; give it another rule"
+                )
+            return z, None
+        return engine.backend.forward(step.options["call"], a, w, b, engine.cache(step.name))
+
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+        if isinstance(step.rule, Pass):
+            return (r,)
+        return (engine.backend.relevance(step.options["call"], saved, r),)
+
+    def default_rule(self, epsilon: float) -> Rule:
+        return Epsilon(epsilon)
+
+    def accepts(self, rule: Rule) -> bool:
+        return isinstance(rule, (LinearRule, Pass))
+
+
+@register("dense_map")
+class DenseLayer(LinearLayer):
+    """A dense layer."""
+
+    kind = "linear"
+
+
+@register("conv_map")
+class ConvolutionLayer(LinearLayer):
+    """A convolution."""
+
+    kind = "conv"
+
+
+@register("conv_transpose_map")
+class TransposedConvolutionLayer(LinearLayer):
+    """A transposed convolution."""
+
+    kind = "conv_transpose"
+
+
+@register("diagonal_map")
+class BatchNormLayer(LinearLayer):
+    """A batch norm that no neighbouring linear layer could take in."""
+
+    kind = "batch_norm"

@@ -1,0 +1,197 @@
+"""Activations, residual sums, products and gates (math: `Pass`, proportional sums, gate rule)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.graph import Node, Ref
+from relprop.layers.base import Operation, Step, argument, quotient, register, unbroadcast, wide
+from relprop.rules import Norm, Pass, Product, Rule
+
+__all__ = ["Activation", "Multiplication", "NonNegativeActivation", "Sum"]
+
+
+@register(
+    "leaky_relu", "elu", "gelu", "silu", "tanh", "selu", "celu", "mish", "log_sigmoid",
+    "hardswish", "hardshrink", "softshrink", "threshold", "rrelu", "prelu", "_prelu_kernel",
+)  # fmt: skip
+class Activation(Operation):
+    """Pass: an activation hands its relevance on unchanged."""
+
+    kind = "activation"
+    carry = "pass"
+
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+        return (r,)
+
+    def accepts(self, rule: Rule) -> bool:
+        return isinstance(rule, Pass)
+
+    def default_rule(self, epsilon: float) -> Rule:
+        return Pass()
+
+
+@register("relu", "sigmoid", "softplus", "hardsigmoid", "relu6")
+class NonNegativeActivation(Activation):
+    """An activation whose values are never negative."""
+
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
+        return True
+
+
+@register("hardtanh", "clamp", "clamp_min", "clip")
+class Clamp(Activation):
+    """Clamping between bounds."""
+
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
+        default = -1.0 if node.op == "hardtanh" else None
+        low = argument(node, 1, "min_val" if node.op == "hardtanh" else "min", default)
+        return known(node.args[0]) or (isinstance(low, (int, float)) and low >= 0)
+
+
+@register("clamp_max")
+class ClampFromAbove(Activation):
+    """min(x, bound)."""
+
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
+        high = argument(node, 1, "max", None)
+        return known(node.args[0]) and isinstance(high, (int, float)) and high >= 0
+
+
+@register("neg", "_to_copy", "to")
+class Unchanged(Operation):
+    """A change of sign or of number format: relevance is unchanged."""
+
+    kind = "reshape"
+    carry = "pass"
+
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+        return (r,)
+
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
+        return node.op != "neg" and known(node.args[0])
+
+
+@register("add", "sub", "rsub")
+class Sum(Operation):
+    """a + b: relevance in proportion to the summands, denominator st(a + b)."""
+
+    kind = "add"
+    carry = "sum"
+
+    def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
+        return [values[name] for name in step.inputs], summand_factors(step), out
+
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+        summands, factors, out = saved
+        if isinstance(step.rule, Pass):
+            return [unbroadcast(r, a.shape) for a in summands]
+        assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
+        s = quotient(r, out, step.rule.epsilon)
+        return [
+            unbroadcast(s * (wide(a) * factor if factor != 1 else wide(a)), a.shape)
+            for a, factor in zip(summands, factors, strict=True)
+        ]
+
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
+        alpha = argument(node, 2, "alpha", 1)
+        return node.op == "add" and alpha >= 0 and all(known(x) for x in node.args[:2])
+
+    def accepts(self, rule: Rule) -> bool:
+        return isinstance(rule, (Norm, Pass))
+
+    def default_rule(self, epsilon: float) -> Rule:
+        return Norm(epsilon)
+
+
+def summand_factors(step: Step) -> list[float]:
+    """The factor with which each relevance-carrying summand enters the sum."""
+    node = step.node
+    alpha = argument(node, 2, "alpha", 1)
+    factors = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[node.op]
+    return [
+        factor
+        for operand, factor in zip(node.args[:2], factors, strict=True)
+        if isinstance(operand, Ref) and operand.name in step.inputs
+    ]
+
+
+@register("mul", "div", "true_divide")
+class Multiplication(Operation):
+    """a * b: a constant factor changes nothing; of a signal and a gate the signal takes all."""
+
+    kind = "mul"
+    carry = "product"
+
+    def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
+        return [values[name].shape for name in step.inputs]
+
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor | None]:
+        return [
+            None if share == 0 else unbroadcast(r * share if share != 1 else r, shape)
+            for share, shape in zip(step.options["shares"], saved, strict=True)
+        ]
+
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
+        return all(known(x) for x in node.args[:2])
+
+    def accepts(self, rule: Rule) -> bool:
+        return isinstance(rule, Product)
+
+
+@register("where")
+class Selection(Operation):
+    """where(condition, a, b): relevance goes to the operand that was taken."""
+
+    kind = "reshape"
+    carry = "movement"
+
+    def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
+        condition, *operands = (values[x.name] if isinstance(x, Ref) else x for x in step.node.args)
+        taken = []
+        for argument_, operand, side in zip(
+            step.node.args[1:], operands, (condition, ~condition), strict=True
+        ):
+            if isinstance(argument_, Ref) and argument_.name in step.inputs:
+                taken.append((side, operand.shape))
+        return taken
+
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+        return [unbroadcast(r * side, shape) for side, shape in saved]
+
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
+        return all(known(x) for x in node.args[1:])
+
+
+@register("masked_fill")
+class MaskedFill(Operation):
+    """masked_fill: filled places lose their relevance."""
+
+    kind = "reshape"
+    carry = "movement"
+
+    def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
+        mask = step.node.args[1]
+        return ~values[mask.name], values[step.inputs[0]].shape
+
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+        kept, shape = saved
+        return (unbroadcast(r * kept, shape),)
+
+
+@register("glu")
+class GatedLinearUnit(Operation):
+    """glu: the first half is the signal, the second its gate."""
+
+    kind = "mul"
+    carry = "gated"
+
+    def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
+        return argument(step.node, 1, "dim", -1) % out.ndim
+
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+        return (torch.cat([r, torch.zeros_like(r)], saved + 1),)

@@ -1,0 +1,294 @@
+"""The plan: a canonical graph with a rule for each operation that relevance goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from relprop.analysis import Facts, analyse, carrying_refs
+from relprop.backends import LinearCall
+from relprop.composites import Composite, LayerInfo
+from relprop.errors import PlanningError
+from relprop.graph import Graph, Node, Ref
+from relprop.layers import Operation, Step, operation
+from relprop.layers.pointwise import Unchanged
+from relprop.rules import Joint, LinearRule, Norm, Pass, Product, Rule
+from relprop.tables import table
+
+__all__ = ["Plan", "unsupported"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is explained: immutable, printable.
+
+    Attributes:
+        graph: the operations that the explained output depends on.
+        steps: those that relevance goes through, by the name of their value.
+        output: name of the explained value.
+        facts: what is known of the graph's values.
+        method: the name or composite it was made for.
+        backend: name of the backend of its linear layers.
+    """
+
+    graph: Graph
+    steps: Mapping[str, Step]
+    output: str
+    facts: Facts
+    method: str
+    backend: str
+
+    @classmethod
+    def make(
+        cls,
+        graph: Graph,
+        output: str,
+        composite: Composite,
+        *,
+        floating: Sequence[str],
+        integer: Sequence[str] = (),
+        backend: str = "aten",
+        precision: str = "highest",
+        method: str = "",
+    ) -> Plan:
+        """Bind a canonical graph to a composite.
+
+        Raises:
+            PlanningError: operations without a rule (all of them are listed), a selector that
+                matches nothing, a rule that does not fit, an output that no input reaches.
+        """
+        graph = replace(graph, output=Ref(output), sources=dict(graph.sources))
+        graph.prune()
+        facts = analyse(graph, floating, integer)
+        if output not in facts.carriers:
+            raise PlanningError(
+                f"the output '{output}' does not depend on any input to explain; "
+                "check `inputs=` and `output=`"
+            )
+        nodes = [node for node in graph.nodes.values() if carried(node, facts)]
+        infos = {node.name: layer_info(node, facts) for node in nodes}
+        # operations that only move data take no rule, so that a glob may run across them
+        ruled = [name for name, info in infos.items() if info.kind != "reshape"]
+        given = dict(zip(ruled, composite.assign([infos[name] for name in ruled]), strict=True))
+        binder = _Binder(graph, facts, composite, precision, method or repr(composite))
+        steps = {
+            node.name: step
+            for node in nodes
+            if (step := binder.bind(node, given.get(node.name))) is not None
+        }
+        binder.raise_problems()
+        return cls(graph, steps, output, facts, method or repr(composite), backend)
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                str(number),
+                step.node.op,
+                step.node.path,
+                _rule_text(step),
+                self.backend if step.operation.carry == "linear" else "aten",
+                ", ".join(step.inputs),
+            )
+            for number, step in enumerate(self.steps.values())
+        ]
+        head = ("step", "operation", "module path", "rule", "backend", "inputs")
+        lines = [table(head, rows)]
+        folded = self.dissolved()
+        if folded:
+            lines.append("dissolved: " + ", ".join(f"{a} into {b}" for a, b in folded.items()))
+        lines.append("layers: " + ", ".join(self.layer_names()))
+        return "\n".join(lines)
+
+    def layer_names(self) -> list[str]:
+        """Module paths whose output's relevance can be asked for by `layers=`."""
+        outputs = self.graph.module_outputs
+        return [path for path, name in outputs.items() if name in self.facts.carriers]
+
+    def dissolved(self) -> dict[str, str]:
+        """Modules that were folded into another, with the path of the other."""
+        return {
+            step.node.attributes["folded"]: step.node.path
+            for step in self.steps.values()
+            if "folded" in step.node.attributes
+        }
+
+
+def _rule_text(step: Step) -> str:
+    if step.rule is not None:
+        return rule_text(step.rule)
+    if "shares" in step.options:
+        return f"shares {step.options['shares']}"
+    return step.operation.carry
+
+
+def rule_text(rule: Rule) -> str:
+    """The rule without what is at its default."""
+    try:
+        default = type(rule)()
+    except TypeError:
+        return repr(rule)
+    shown = [
+        f"{name}={value!r}"
+        for name, value in vars(rule).items()
+        if value != getattr(default, name, None)
+    ]
+    return f"{type(rule).__name__}({', '.join(shown)})"
+
+
+def carried(node: Node, facts: Facts) -> bool:
+    """Whether relevance goes through the node."""
+    return node.name in facts.carriers and node.op != "getitem"
+
+
+def layer_info(node: Node, facts: Facts) -> LayerInfo:
+    """The node as composites see it."""
+    found = operation(node.op)
+    kind = found.kind if found is not None and found.kind else node.op
+    first = bool(node.args) and isinstance(node.args[0], Ref) and node.args[0].name in facts.fresh
+    return LayerInfo(kind, node.path, node.module_types, first)
+
+
+def unsupported(graph: Graph, facts: Facts) -> list[Node]:
+    """The operations that carry relevance and have no propagation of their own."""
+    return [
+        node
+        for node in graph.nodes.values()
+        if carried(node, facts) and operation(node.op) is None
+    ]
+
+
+class _Binder:
+    """Binds nodes to rules one by one and gathers what is wrong."""
+
+    def __init__(
+        self, graph: Graph, facts: Facts, composite: Composite, precision: str, method: str
+    ) -> None:
+        self.graph, self.facts, self.composite = graph, facts, composite
+        self.precision, self.method = precision, method
+        self.unruled: list[str] = []
+        self.problems: list[str] = []
+
+    def bind(self, node: Node, rule: Rule | None) -> Step | None:
+        found = operation(node.op)
+        inputs = tuple(carrying_refs(node, self.facts))
+        if found is None:
+            return self._by_hand(node, inputs, rule)
+        if found.carry == "linear" and len([r for r in node.refs if r in self.facts.carriers]) > 1:
+            self.unruled.append(f"{_where(node)}: its weight depends on the input")
+            return None
+        if rule is not None and not found.accepts(rule):
+            self.problems.append(f"{_where(node)}: {rule_text(rule)} does not fit {found.kind}")
+            return None
+        rule = rule if rule is not None else found.default_rule(self.composite.stabilizer)
+        if isinstance(rule, Norm) and rule.epsilon is None:
+            rule = Norm(self.composite.stabilizer)
+        step = Step(node, found, inputs, rule)
+        if found.carry == "product":
+            return self._product(step)
+        return self._linear(step) if found.carry == "linear" else step
+
+    def _by_hand(self, node: Node, inputs: tuple[str, ...], rule: Rule | None) -> Step | None:
+        if isinstance(rule, Pass) and len(inputs) == 1:
+            return Step(node, _PASS, inputs, rule)
+        self.unruled.append(_where(node))
+        return None
+
+    def _linear(self, step: Step) -> Step:
+        rule = step.rule
+        if isinstance(rule, Joint) and rule.channels is None:
+            rule = self._joint(step, rule)
+        if not isinstance(rule, LinearRule):
+            return step
+        call = LinearCall(
+            map=step.node.attributes["map"],
+            rule=rule,
+            nonnegative=step.inputs[0] in self.facts.nonnegative,
+            precision=self.precision,
+            path=step.node.path,
+        )
+        return replace(step, rule=rule, options={"call": call})
+
+    def _joint(self, step: Step, rule: Joint) -> Rule:
+        source = self.graph.nodes.get(step.inputs[0])
+        axis = step.node.attributes["map"].feature_axis
+        if source is None or source.op not in ("cat", "concat"):
+            self.problems.append(
+                f"{_where(step.node)}: Joint needs a layer whose input is a concatenation of "
+                "pixels and state; give it another rule, or Joint(channels=(start, stop))"
+            )
+            return rule
+        start, spans = 0, []
+        for part in source.args[0]:
+            shape = self._shape(part.name)
+            stop = start + shape[axis]
+            if part.name in self.facts.fresh:
+                spans.append((start, stop))
+            start = stop
+        if len(spans) != 1:
+            self.problems.append(
+                f"{_where(step.node)}: Joint needs one concatenated part that comes from an "
+                f"input, found {len(spans)}; say which with Joint(channels=(start, stop))"
+            )
+            return rule
+        return replace_channels(rule, spans[0])
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if name in self.graph.nodes:
+            return self.graph.nodes[name].shape or ()
+        return self.graph.sources[name].shape if name in self.graph.sources else ()
+
+    def _product(self, step: Step) -> Step | None:
+        node, rule = step.node, step.rule
+        operands = [x.name for x in node.args[:2] if isinstance(x, Ref)]
+        if len(step.inputs) == 1:
+            if node.op != "mul" and operands and node.args[0] != Ref(step.inputs[0]):
+                self.unruled.append(f"{_where(node)}: the input is in the denominator")
+                return None
+            return replace(step, options={"shares": (1,)})
+        if node.op != "mul":
+            self.unruled.append(f"{_where(node)}: both operands depend on the input")
+            return None
+        if isinstance(rule, Product):
+            shares = {"half": (0.5, 0.5), "left": (1, 0), "right": (0, 1)}[rule.mode]
+            return replace(step, options={"shares": shares})
+        gates = [name in self.facts.gates for name in step.inputs]
+        if gates[0] == gates[1]:
+            which = "both factors are gates" if gates[0] else "neither factor is a gate"
+            self.unruled.append(f"{_where(node)}: {which}; rules.Product('half') shares equally")
+            return None
+        return replace(step, options={"shares": (0, 1) if gates[0] else (1, 0)})
+
+    def raise_problems(self) -> None:
+        problems = list(self.problems)
+        if self.unruled:
+            count = len(self.unruled)
+            what = "one operation" if count == 1 else f"{count} operations"
+            listed = "".join(f"\n  {text}" for text in self.unruled)
+            example = self.unruled[0].partition("'")[2].partition("'")[0] or "<path>"
+            problems.append(
+                f"{self.method} has no rule for {what}:{listed}\n"
+                f"Give each one: composite.with_rule({example!r}, rules.Pass()) where the shape "
+                "does not change, rules.Product('half') for a product."
+            )
+        if problems:
+            raise PlanningError("\n".join(problems))
+
+
+class _Passed(Unchanged):
+    """An operation without a propagation of its own to which the user gave Pass."""
+
+    kind = "passed"
+
+
+_PASS: Operation = _Passed()
+
+
+def _where(node: Node) -> str:
+    return f"'{node.path}' is aten.{node.op}" if node.path else f"aten.{node.op} (in the model)"
+
+
+def replace_channels(rule: Joint, channels: tuple[int, int]) -> Joint:
+    """The rule for pixels in these channels."""
+    return Joint(rule.pixel, rule.state, rule.epsilon, rule.zero_params, channels)
+
+

@@ -1,0 +1,200 @@
+"""Recording the operations of one actual call, for models that torch.export refuses.
+
+Data-dependent Python is followed as it runs for these inputs, so the graph holds for this call
+alone and is made anew at the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+
+from relprop.capture import _argument, _parts, _shape, operation_name
+from relprop.errors import CaptureError
+from relprop.graph import Graph, Node, Ref, Source, map_refs
+
+__all__ = ["record"]
+
+
+def record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: int
+) -> Graph:
+    """The operations that the model performs on exactly these inputs.
+
+    Raises:
+        CaptureError: an operation cannot be recorded, such as one that leaves PyTorch.
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    positions = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    structure: list[Any] = []
+    calls = _Calls(model)
+
+    def call(*tensors: Tensor) -> list[Any]:
+        filled = list(leaves)
+        for index, tensor in zip(positions, tensors, strict=True):
+            filled[index] = tensor
+        call_args, call_kwargs = pytree.tree_unflatten(filled, spec)
+        with calls.followed():
+            flat, out_spec = pytree.tree_flatten(model(*call_args, **call_kwargs))
+        structure.append(out_spec)
+        return flat
+
+    tensors = [leaves[index].detach() for index in positions]
+    try:
+        module = make_fx(
+            call, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False
+        )(*tensors)
+    except Exception as error:
+        raise CaptureError(f"recording the call failed: {type(error).__name__}: {error}") from error
+    batch = next((x.shape[batch_dim] for x in tensors if x.ndim > batch_dim), 1)
+    return _graph(model, module, calls, leaves, positions, structure[-1], batch)
+
+
+class _Calls:
+    """Which module call each recorded operation belongs to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.paths = {id(child): path for path, child in model.named_modules()}
+        self.types = {path: type(child) for path, child in model.named_modules()}
+        self.counts: dict[str, int] = {}
+        self.open: list[tuple[str, int]] = []
+        self.spans: list[tuple[str, int, int]] = []
+        self.thread = threading.get_ident()
+
+    @contextlib.contextmanager
+    def followed(self) -> Iterator[None]:
+        handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _position(self) -> int:
+        mode = get_proxy_mode()
+        return len(mode.tracer.graph.nodes) if mode is not None else 0
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != self.thread or id(module) not in self.paths:
+            return
+        path = self.paths[id(module)]
+        count = self.counts.get(path, 0)
+        self.counts[path] = count + 1
+        self.open.append((f"{path}@{count}" if count else path, self._position()))
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() != self.thread or id(module) not in self.paths:
+            return
+        call, start = self.open.pop()
+        self.spans.append((call, start, self._position()))
+
+    def stack(self, position: int) -> list[str]:
+        """Module calls around the node at a position, outermost first."""
+        around = [span for span in self.spans if span[1] <= position < span[2]]
+        around.sort(key=lambda span: span[1] - span[2])
+        return [call for call, _, _ in around if call]
+
+
+def _graph(
+    model: nn.Module,
+    module: torch.fx.GraphModule,
+    calls: _Calls,
+    leaves: list[Any],
+    positions: list[int],
+    out_spec: pytree.TreeSpec,
+    batch: int,
+) -> Graph:
+    paths = {id(tensor): path for path, tensor in model.named_parameters(remove_duplicate=False)}
+    paths |= {id(tensor): path for path, tensor in model.named_buffers(remove_duplicate=False)}
+    placeholders: list[str] = []
+    sources: dict[str, Source] = {}
+    nodes: dict[str, Node] = {}
+    stacks: dict[str, list[str]] = {}
+    outputs: list[Any] = []
+    renames: dict[str, str] = {}
+    for position, fx_node in enumerate(module.graph.nodes):
+        if fx_node.op == "placeholder":
+            placeholders.append(fx_node.name)
+        elif fx_node.op == "get_attr":
+            tensor = getattr(module, str(fx_node.target))
+            path = paths.get(id(tensor))
+            constant = tensor.detach() if path is None else None
+            sources[fx_node.name] = Source(fx_node.name, path, constant, tuple(tensor.shape))
+        elif fx_node.op == "call_function":
+            stacks[fx_node.name] = stack = calls.stack(position)
+            node = _node(fx_node, stack, calls).renamed(renames)
+            node = _without_mutation(node, renames)
+            nodes[node.name] = node
+        elif fx_node.op == "output":
+            outputs = list(_argument(fx_node.args[0]))
+    inputs = [f"input_{index}" for index in range(len(leaves))]
+    for index, name in zip(positions, placeholders, strict=True):
+        inputs[index] = name
+    output = pytree.tree_unflatten(outputs, out_spec)
+    graph = Graph(inputs, sources, nodes, output, {}, batch, symbolic=False, origin="record")
+    graph.rename_values({name: new for name, new in renames.items() if name not in nodes})
+    graph.output = map_refs(graph.output, lambda name: Ref(renames.get(name, name)))
+    graph.module_outputs = _module_outputs(graph, stacks)
+    return graph
+
+
+def _node(fx_node: torch.fx.Node, stack: list[str], calls: _Calls) -> Node:
+    value = fx_node.meta.get("val")
+    return Node(
+        name=fx_node.name,
+        op=operation_name(fx_node.target),
+        function=fx_node.target,  # type: ignore[arg-type]
+        args=tuple(_argument(arg) for arg in fx_node.args),
+        kwargs={key: _argument(arg) for key, arg in fx_node.kwargs.items()},
+        path=stack[-1] if stack else "",
+        module_types=tuple(
+            calls.types[call.partition("@")[0]] for call in [*reversed(stack), ""]
+        ),
+        shape=_shape(value),
+        dtype=value.dtype if isinstance(value, Tensor) else None,
+        attributes=_parts(value),
+    )
+
+
+def _without_mutation(node: Node, renames: dict[str, str]) -> Node:
+    """`relu_(x)` as `relu(x)`, and every later reading of x as a reading of the result."""
+    if not (node.op.endswith("_") and not node.op.endswith("__")) or not node.args:
+        return node
+    functional = getattr(torch.ops.aten, node.op[:-1], None)
+    target = node.args[0]
+    if functional is None or not isinstance(target, Ref):
+        raise CaptureError(f"'{node.path}': the in-place operation {node.op} has no functional form")
+    for old in [old for old, new in renames.items() if new == target.name]:
+        renames[old] = node.name
+    renames[target.name] = node.name
+    overload = getattr(functional, node.function._overloadname)
+    return replace(node, op=node.op[:-1], function=overload)
+
+
+def _module_outputs(graph: Graph, stacks: dict[str, list[str]]) -> dict[str, str]:
+    readers = graph.consumers()
+    returned = set(graph.output_names)
+    found: dict[str, str] = {}
+    for name, node in graph.nodes.items():
+        if node.shape is None:
+            continue
+        for call in stacks.get(name, []):
+            outside = any(call not in stacks.get(reader, []) for reader in readers.get(name, []))
+            if outside or name in returned:
+                found[call] = name
+    return found

@@ -1,0 +1,445 @@
+"""Every propagation rule, once, as data.
+
+A rule for a linear map is a tuple of groups; a group is a sum of terms; a term pairs a modifier of
+the layer's input with a modifier of its weight.  With `f_t(a)` the modified input, `g_t(W)` the
+modified weight and `R` the relevance of the output:
+
+    contraction   z_g  = sum_t f_t(a) . g_t(W)  +  bias part of group g
+    quotient      s_g  = scale_g * gate_g(z) * R / st(z_g)      (0 where st(z_g) is 0)
+    adjoint       R_in = sum_g sum_t f_t(a) * (g_t(W)^T s_g)
+
+`st(z) = z + epsilon * sgn(z)` with `sgn(0) = +1`.  Nothing here computes: `relprop.reference` is
+the naive evaluation of this table, `relprop.backends` the fast ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+__all__ = [
+    "AlphaBeta",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "Group",
+    "Joint",
+    "LinearRule",
+    "Modifier",
+    "Norm",
+    "Pass",
+    "Product",
+    "Recurrent",
+    "Rule",
+    "Term",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+]
+
+EPSILON = 1e-6
+"""Default stabilizer of every rule."""
+
+
+@dataclass(frozen=True)
+class Modifier:
+    """How a tensor enters a term.
+
+    `kind` is one of `identity`, `positive` (max(u, 0)), `negative` (min(u, 0)), `one`, `square`,
+    `absolute`, `zero`, `plus_positive` (u + value * max(u, 0)), `plus_negative`
+    (u + value * min(u, 0)) and `constant` (`-value`, broadcast to u; the bounds of ZBox, which are
+    subtracted).  `part` restricts an input to the pixels or the state of a concatenated input
+    (see `Joint`); elsewhere the modified input is 0.
+    """
+
+    kind: str
+    value: Any = None
+    part: str | None = None
+
+
+IDENTITY = Modifier("identity")
+POSITIVE = Modifier("positive")
+NEGATIVE = Modifier("negative")
+ONE = Modifier("one")
+SQUARE = Modifier("square")
+ZERO = Modifier("zero")
+
+
+@dataclass(frozen=True)
+class Term:
+    """One product: modified input times modified weight."""
+
+    input: Modifier
+    weight: Modifier
+
+
+@dataclass(frozen=True)
+class Group:
+    """Terms that share a denominator.
+
+    Attributes:
+        terms: the products that are summed.
+        bias: how the layer's bias enters the denominator.
+        scale: the factor lambda of the group's quotient.
+        gate: None, "positive" or "negative": which sign the layer's own pre-activation z (with its
+            bias) must have for the group to carry relevance; at z = 0 neither does.
+    """
+
+    terms: tuple[Term, ...]
+    bias: Modifier = ZERO
+    scale: float = 1.0
+    gate: str | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Base class of all rules.  Rules are immutable, comparable, hashable and picklable."""
+
+
+def _set(rule: Rule, **values: Any) -> None:
+    for name, value in values.items():
+        object.__setattr__(rule, name, value)
+
+
+def _check_number(rule: Rule, name: str, value: Any, minimum: float) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < minimum:
+        raise ValueError(
+            f"{type(rule).__name__}: {name} is {value!r}; expected a finite number >= {minimum:g}"
+        )
+
+
+@dataclass(frozen=True)
+class LinearRule(Rule):
+    """A rule for linear maps (dense, convolution, transposed convolution), defined by `groups`.
+
+    Args:
+        epsilon: the stabilizer added to every denominator with the denominator's sign.
+        zero_params: None, or "bias" to leave the bias out of the denominators.
+    """
+
+    epsilon: float = EPSILON
+    zero_params: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_number(self, "epsilon", self.epsilon, minimum=0.0)
+        if self.zero_params not in (None, "bias"):
+            raise ValueError(
+                f"{type(self).__name__}: zero_params is {self.zero_params!r}; "
+                "expected None or 'bias'"
+            )
+
+    def terms(self) -> tuple[Group, ...]:
+        """The groups before `zero_params` is applied."""
+        raise TypeError(f"{type(self).__name__} defines no terms")
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups to evaluate; those with scale 0 are left out."""
+        keep_bias = self.zero_params is None
+        return tuple(
+            Group(g.terms, g.bias if keep_bias else ZERO, g.scale, g.gate)
+            for g in self.terms()
+            if g.scale != 0
+        )
+
+
+@dataclass(frozen=True)
+class Epsilon(LinearRule):
+    """LRP-epsilon; `Epsilon(0)` is LRP-0.  Bach et al. 2015, eq. 58."""
+
+    def terms(self) -> tuple[Group, ...]:
+        return (Group((Term(IDENTITY, IDENTITY),), bias=IDENTITY),)
+
+
+_SAME_SIGNS = (Term(POSITIVE, POSITIVE), Term(NEGATIVE, NEGATIVE))
+_OPPOSITE_SIGNS = (Term(POSITIVE, NEGATIVE), Term(NEGATIVE, POSITIVE))
+
+
+@dataclass(frozen=True)
+class ZPlus(LinearRule):
+    """z-plus: only positive contributions count, of signed inputs too.  Montavon et al. 2017."""
+
+    def terms(self) -> tuple[Group, ...]:
+        return (Group(_SAME_SIGNS, bias=POSITIVE),)
+
+
+@dataclass(frozen=True)
+class AlphaBeta(LinearRule):
+    """LRP-alpha-beta: positive contributions times alpha, negative times -beta.
+
+    Bach et al. 2015, eq. 60.
+
+    Args:
+        alpha: at least 1.
+        beta: at least 0, with alpha - beta = 1 up to rounding.
+        conserve: where the contributions of one sign are exactly 0, give the other lambda = 1, so
+            that no relevance is lost or invented.  Off by default, as in Zennit.  With beta = 0
+            the negative group is not computed, hence takes nothing.
+
+    Raises:
+        ValueError: alpha or beta is out of range, or their difference is not 1.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    conserve: bool = False
+
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        beta: float = 1.0,
+        epsilon: float = EPSILON,
+        zero_params: str | None = None,
+        conserve: bool = False,
+    ) -> None:
+        _set(self, alpha=alpha, beta=beta, epsilon=epsilon)
+        _set(self, zero_params=zero_params, conserve=bool(conserve))
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number(self, "alpha", self.alpha, minimum=1.0 - 1e-12)
+        _check_number(self, "beta", self.beta, minimum=0.0)
+        if not math.isclose(self.alpha - self.beta, 1.0, rel_tol=0.0, abs_tol=1e-9):
+            raise ValueError(
+                f"AlphaBeta: alpha - beta is {self.alpha - self.beta:g} "
+                f"(alpha={self.alpha!r}, beta={self.beta!r}); expected alpha - beta = 1"
+            )
+
+    def terms(self) -> tuple[Group, ...]:
+        return (
+            Group(_SAME_SIGNS, bias=POSITIVE, scale=self.alpha),
+            Group(_OPPOSITE_SIGNS, bias=NEGATIVE, scale=-self.beta),
+        )
+
+
+@dataclass(frozen=True)
+class Gamma(LinearRule):
+    """Generalised LRP-gamma for inputs of any sign.  Andéol et al. 2021; Montavon et al. 2019.
+
+    Args:
+        gamma: how much contributions of the output's own sign are favoured, at least 0.
+    """
+
+    gamma: float = 0.25
+
+    def __init__(
+        self, gamma: float = 0.25, epsilon: float = EPSILON, zero_params: str | None = None
+    ) -> None:
+        _set(self, gamma=gamma, epsilon=epsilon, zero_params=zero_params)
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number(self, "gamma", self.gamma, minimum=0.0)
+
+    def terms(self) -> tuple[Group, ...]:
+        up = Modifier("plus_positive", self.gamma)
+        down = Modifier("plus_negative", self.gamma)
+        return (
+            Group((Term(POSITIVE, up), Term(NEGATIVE, down)), bias=up, gate="positive"),
+            Group((Term(POSITIVE, down), Term(NEGATIVE, up)), bias=down, gate="negative"),
+        )
+
+
+class _Bound:
+    """A tensor that compares and hashes by value, so that rules holding it do too."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor.detach().cpu().clone()
+        self._key = (tuple(self.tensor.shape), tuple(self.tensor.double().flatten().tolist()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bound) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return f"tensor{self._key[0]}"
+
+
+def _bound(owner: str, name: str, value: Any) -> float | _Bound:
+    if isinstance(value, _Bound):
+        return value
+    tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
+    if tensor.is_complex() or tensor.dtype is torch.bool or not torch.isfinite(tensor).all():
+        raise ValueError(f"{owner}: {name} must be finite real numbers, got {value!r}")
+    return float(tensor) if tensor.ndim == 0 else _Bound(tensor)
+
+
+def bound_tensor(value: float | _Bound) -> torch.Tensor:
+    """The number or tensor behind a bound of `ZBox`, on the CPU."""
+    return value.tensor if isinstance(value, _Bound) else torch.tensor(value, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class ZBox(LinearRule):
+    """z^B, for inputs confined to a box, such as pixels.  Montavon et al. 2017.
+
+    The denominator is the sum of the numerators: the bias cancels.
+
+    Args:
+        low, high: numbers, or tensors that broadcast against the input without its batch axis.
+
+    Raises:
+        ValueError: a bound is not finite, or low exceeds high somewhere.
+    """
+
+    low: Any = -1.0
+    high: Any = 1.0
+
+    def __init__(
+        self, low: Any, high: Any, epsilon: float = EPSILON, zero_params: str | None = None
+    ) -> None:
+        _set(self, low=_bound("ZBox", "low", low), high=_bound("ZBox", "high", high))
+        _set(self, epsilon=epsilon, zero_params=zero_params)
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            ordered = bool((bound_tensor(self.low) <= bound_tensor(self.high)).all())
+        except RuntimeError as error:
+            raise ValueError(f"ZBox: low and high do not broadcast: {error}") from None
+        if not ordered:
+            raise ValueError("ZBox: low exceeds high; expected low <= high everywhere")
+
+    def box_terms(self, part: str | None = None) -> tuple[Term, ...]:
+        """The three terms of the box, restricted to one part of a concatenated input."""
+        return (
+            Term(Modifier("identity", part=part), IDENTITY),
+            Term(Modifier("constant", self.low, part), POSITIVE),
+            Term(Modifier("constant", self.high, part), NEGATIVE),
+        )
+
+    def terms(self) -> tuple[Group, ...]:
+        return (Group(self.box_terms()),)
+
+
+@dataclass(frozen=True)
+class WSquare(LinearRule):
+    """w^2: relevance by squared weights, whatever the input.  Montavon et al. 2017."""
+
+    def terms(self) -> tuple[Group, ...]:
+        return (Group((Term(ONE, SQUARE),), bias=SQUARE),)
+
+
+@dataclass(frozen=True)
+class Flat(LinearRule):
+    """Relevance spread evenly over the receptive field.  Lapuschkin et al. 2019."""
+
+    def terms(self) -> tuple[Group, ...]:
+        return (Group((Term(ONE, ONE),)),)
+
+
+@dataclass(frozen=True)
+class Joint(LinearRule):
+    """Pixels and a recurrent state entering one layer: ZBox for pixels, AlphaBeta for the state.
+
+    Group one holds the box terms of the pixels and the agreeing signs of the state (lambda alpha),
+    group two the opposing signs of the state (lambda -beta).  Where the second sum is exactly 0, as
+    at the first step, lambda is 1 and 0.
+
+    Args:
+        pixel: the rule of the pixels.
+        state: the rule of the state.
+        channels: (start, stop) of the pixels on the layer's input-feature axis; None in a plan,
+            which reads it off the concatenation that feeds the layer.
+    """
+
+    pixel: ZBox = ZBox(-1.0, 1.0)
+    state: AlphaBeta = AlphaBeta()
+    channels: tuple[int, int] | None = None
+
+    def __init__(
+        self,
+        pixel: ZBox = ZBox(-1.0, 1.0),
+        state: AlphaBeta = AlphaBeta(),
+        epsilon: float = EPSILON,
+        zero_params: str | None = None,
+        channels: Sequence[int] | None = None,
+    ) -> None:
+        if not isinstance(pixel, ZBox) or not isinstance(state, AlphaBeta):
+            raise ValueError(
+                f"Joint: got pixel={pixel!r}, state={state!r}; expected a ZBox and an AlphaBeta"
+            )
+        span = None if channels is None else (int(channels[0]), int(channels[1]))
+        _set(self, pixel=pixel, state=state, channels=span)
+        _set(self, epsilon=epsilon, zero_params=zero_params)
+        self.__post_init__()
+
+    def terms(self) -> tuple[Group, ...]:
+        plus, minus = Modifier("positive", part="state"), Modifier("negative", part="state")
+        agreeing = (Term(plus, POSITIVE), Term(minus, NEGATIVE))
+        opposing = (Term(plus, NEGATIVE), Term(minus, POSITIVE))
+        return (
+            Group((*self.pixel.box_terms("pixel"), *agreeing), scale=self.state.alpha),
+            Group(opposing, scale=-self.state.beta),
+        )
+
+
+@dataclass(frozen=True)
+class Pass(Rule):
+    """Relevance passes unchanged.  For activations, and wherever input and output are alike."""
+
+
+@dataclass(frozen=True)
+class Norm(Rule):
+    """Epsilon on an operation's own linear map: pooling, resampling, sums.
+
+    Args:
+        epsilon: the stabilizer; None takes the composite's.
+    """
+
+    epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.epsilon is not None:
+            _check_number(self, "epsilon", self.epsilon, minimum=0.0)
+
+
+@dataclass(frozen=True)
+class Product(Rule):
+    """A product of two tensors that both carry relevance.
+
+    Args:
+        mode: "half" gives each factor half; "left" or "right" gives all to that factor.
+    """
+
+    mode: str = "half"
+    MODES: ClassVar[tuple[str, ...]] = ("half", "left", "right")
+
+    def __post_init__(self) -> None:
+        if self.mode not in self.MODES:
+            raise ValueError(f"Product: mode is {self.mode!r}; expected one of {self.MODES}")
+
+
+@dataclass(frozen=True)
+class Recurrent(Rule):
+    """LSTM, GRU, RNN and their cells.  Arras et al. 2017, 2019.
+
+    Args:
+        gate: "all" (signal takes all), "prop", "abs" or "half".
+        epsilon: the stabilizer.
+        bias_factor: share of bias and stabilizer handed to the inputs, 0 to 1.
+        rule: replaces Epsilon on the candidate's map.
+    """
+
+    gate: str = "all"
+    epsilon: float = EPSILON
+    bias_factor: float = 0.0
+    rule: LinearRule | None = None
+    GATES: ClassVar[tuple[str, ...]] = ("all", "prop", "abs", "half")
+
+    def __post_init__(self) -> None:
+        _check_number(self, "epsilon", self.epsilon, minimum=0.0)
+        _check_number(self, "bias_factor", self.bias_factor, minimum=0.0)
+        if self.gate not in self.GATES:
+            raise ValueError(f"Recurrent: gate is {self.gate!r}; expected one of {self.GATES}")

@@ -1,0 +1,185 @@
+"""Running a plan: the forward pass that keeps what the rules need, the relevance pass back.
+
+Relevance has a leading axis of K targets throughout; nothing here uses autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relprop.backends import Backend
+from relprop.conservation import StepRecord
+from relprop.errors import RelpropError
+from relprop.graph import Graph
+from relprop.layers import Step
+from relprop.oracle import naive_relevance
+from relprop.plan import Plan, rule_text
+
+__all__ = ["Engine", "Forward", "evaluate", "forward", "relevance"]
+
+
+@dataclass
+class Engine:
+    """What a run computes with: a backend, and the values that outlive one call when frozen."""
+
+    backend: Backend
+    frozen: bool = False
+    fixed: dict[str, Any] = field(default_factory=dict)
+    caches: dict[str, dict[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def naive(self) -> bool:
+        """Whether every operation, not linear layers alone, goes through the reference."""
+        return self.backend.name == "reference"
+
+    def cache(self, name: str) -> dict[Any, Any] | None:
+        """The cache of a layer, if it may outlive the call."""
+        return self.caches.setdefault(name, {}) if self.frozen else None
+
+
+@dataclass
+class Forward:
+    """What a forward pass leaves behind: the output, and for each step what its rule needs."""
+
+    output: Tensor
+    saved: dict[str, Any]
+    shapes: dict[str, Any]
+
+
+def fixed_values(plan_graph: Graph, names: Iterable[str], model: nn.Module) -> dict[str, Any]:
+    """Parameters, buffers, constants and what is computed from them alone, as they are now."""
+    read = {name for node in plan_graph.nodes.values() for name in node.refs}
+    read.update(plan_graph.output_names)
+    values: dict[str, Any] = {
+        name: source.read(model) for name, source in plan_graph.sources.items() if name in read
+    }
+    wanted = set(names)
+    for node in plan_graph.nodes.values():
+        if node.name in wanted:
+            values[node.name] = node.evaluate(values)
+    return values
+
+
+def forward(
+    plan: Plan, engine: Engine, model: nn.Module, inputs: Mapping[str, Any], keep: bool = True
+) -> Forward:
+    """Compute the output, keeping what the relevance pass needs (`keep`)."""
+    values = _known(plan, engine, model) | dict(inputs)
+    shapes = {name: value.shape for name, value in inputs.items() if isinstance(value, Tensor)}
+    last = plan.graph.last_reads([plan.output, *values])
+    saved: dict[str, Any] = {}
+    for node in plan.graph.nodes.values():
+        if node.name in values:
+            continue
+        step = plan.steps.get(node.name)
+        if step is None:
+            values[node.name] = node.evaluate(values)
+        else:
+            values[node.name], kept = _forward_step(step, values, engine)
+            if keep:
+                saved[node.name] = kept
+        for name in last[node.name]:
+            del values[name]
+    return Forward(values[plan.output], saved, shapes)
+
+
+def _known(plan: Plan, engine: Engine, model: nn.Module) -> dict[str, Any]:
+    if engine.frozen and engine.fixed:
+        return dict(engine.fixed)
+    values = fixed_values(plan.graph, plan.facts.fixed, model)
+    if engine.frozen:
+        engine.fixed = dict(values)
+    return values
+
+
+def _forward_step(step: Step, values: dict[str, Any], engine: Engine) -> tuple[Any, Any]:
+    if engine.naive and step.operation.carry != "linear":
+        arguments = {name: values[name] for name in step.node.refs}
+        return step.node.evaluate(values), arguments
+    return step.operation.forward(step, values, engine)
+
+
+def relevance(
+    plan: Plan,
+    engine: Engine,
+    passed: Forward,
+    start: Tensor,
+    wanted: Iterable[str],
+    records: list[StepRecord] | None = None,
+    batch: tuple[int, int] = (0, 0),
+) -> dict[str, Tensor]:
+    """Carry the starting relevance `[K, *output]` back; return that of the values `wanted`.
+
+    What the forward pass saved is dropped step by step.  A value that no relevance reaches is
+    absent from the result.  `records` gathers each step's sums for samples on axis `batch[1]`,
+    `batch[0]` of them.
+    """
+    wanted = set(wanted)
+    found: dict[str, Tensor] = {}
+    pending: dict[str, Tensor] = {plan.output: start}
+    for number, (name, step) in reversed(list(enumerate(plan.steps.items()))):
+        r = pending.pop(name, None)
+        saved = passed.saved.pop(name, None)
+        if r is None:
+            continue
+        if name in wanted:
+            found[name] = r
+        parts = _relevance_step(step, saved, r, engine)
+        if records is not None:
+            records.append(_record(number, step, r, parts, *batch))
+        for source, part in zip(step.inputs, parts, strict=True):
+            if part is not None:
+                pending[source] = pending[source] + part if source in pending else part
+    found.update({name: r for name, r in pending.items() if name in wanted})
+    return found
+
+
+def _relevance_step(step: Step, saved: Any, r: Tensor, engine: Engine) -> Any:
+    try:
+        if engine.naive and step.operation.carry != "linear":
+            return naive_relevance(step, saved, r)
+        return step.operation.relevance(step, saved, r, engine)
+    except RuntimeError as error:
+        if "out of memory" in str(error).lower() or isinstance(error, RelpropError):
+            raise
+        raise RelpropError(f"{step.where}: the relevance pass failed: {error}") from error
+
+
+def _record(
+    number: int, step: Step, r: Tensor, parts: Any, batch: int, axis: int
+) -> StepRecord:
+    rule = rule_text(step.rule) if step.rule is not None else step.operation.carry
+    into = _per_sample(r, batch, axis)
+    outgoing = torch.zeros_like(into)
+    for part in parts:
+        if part is not None:
+            outgoing += _per_sample(part, batch, axis)
+    return StepRecord(number, step.node.op, step.node.path, rule, into, outgoing)
+
+
+def _per_sample(r: Tensor, batch: int, axis: int) -> Tensor:
+    """Sums over everything but targets and samples, `[K, batch]`.
+
+    A value that runs over batch and time together has its samples first.
+    """
+    if r.ndim > axis + 1 and r.shape[axis + 1] == batch:
+        return r.movedim(axis + 1, 1).double().flatten(2).sum(2) if r.ndim > 2 else r.double()
+    return r.double().reshape(r.shape[0], batch, -1).sum(2)
+
+
+def evaluate(graph: Graph, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """All values that the graph's outputs need, computed plainly; those of the outputs returned."""
+    values: dict[str, Any] = {
+        name: source.read(model) for name, source in graph.sources.items()
+    } | dict(inputs)
+    last = graph.last_reads([*graph.output_names, *inputs])
+    for node in graph.nodes.values():
+        values[node.name] = node.evaluate(values)
+        for name in last[node.name]:
+            values.pop(name, None)
+    return {name: values[name] for name in graph.output_names}

@@ -313,6 +313,7 @@ def test_a_spoilt_download_goes_to_the_next_mirror(served, spoil):
 
 def test_download_stops_at_a_bomb(served, monkeypatch):
     pages, _ = served
+    monkeypatch.setattr(mirrors, "MAX_BYTES", 1 << 22)
     for address in pages:
         pages[address] = gzip.compress(bytes(mirrors.MAX_BYTES + 1))
     with pytest.raises(FileFormatError, match="larger than"):

@@ -230,6 +230,7 @@ def test_figure_files(draw):
 
 def test_figure_is_reproducible(draw):
     first = [path.read_bytes() for path in draw()]
+    assert b"CreationDate" not in first[0]
     assert [path.read_bytes() for path in draw()] == first
 
 
@@ -253,6 +254,16 @@ def test_figure_shows_the_colours(draw):
     assert count["red"] == pytest.approx(68 * 17, rel=0.1)
     assert count["blue"] == pytest.approx(68 * 17, rel=0.1)
     assert count["grey"] == pytest.approx(68 * 68 * 2.5, rel=0.1)
+
+
+def test_figure_has_its_legend(draw):
+    sheet = pixels_of(draw(rows=[("none", torch.zeros(3, 1, 4, 4))])[1]).astype(int)
+    red, green, blue = np.moveaxis(sheet, -1, 0)
+    warm, cold = (red > green + 100) & (green == blue), (blue > green + 100) & (green == red)
+    # The scale is 2.5 x 0.18 cells of 68 dots, a half of it red, 0.78 of that this red.
+    for colour in (warm, cold):
+        assert colour.sum() == pytest.approx(68**2 * 2.5 * 0.18 / 2 * 0.78, rel=0.15)
+    assert np.nonzero(cold)[1].max() < np.nonzero(warm)[1].min()
 
 
 def test_misclassified_samples_are_faint(draw):

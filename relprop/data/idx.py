@@ -67,8 +67,6 @@ def _read(path: Path, stream: BinaryIO, size: int, zipped: bool, max_bytes: int)
     data = bytearray()
     while chunk := stream.read(min(CHUNK, expected - len(data) + 1)):
         data += chunk
-        if len(data) > expected:
-            break
     if len(data) != expected:
         came = "more" if len(data) > expected else f"{len(data)}"
         raise FileFormatError(

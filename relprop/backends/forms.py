@@ -7,12 +7,19 @@ A form is a pair: `forward` gives the layer's output and the tensors that `relev
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from relprop.backends.pointwise import divide, divide_signed
+from relprop.backends.pointwise import (
+    CHANNELS_LAST,
+    choose,
+    divide,
+    divide_signed,
+    is_channels_last,
+)
 from relprop.backends.products import ABSOLUTE, Products, modified
 from relprop.maps import Conv
 from relprop.reference import modify
@@ -146,8 +153,8 @@ class AlphaBetaForm:
         s = divide_signed(r, positive, rule.epsilon, 1)
         t = divide_signed(r, negative, rule.epsilon, -1)
         if rule.conserve:
-            s.mul_(torch.where(negative == 0, 1.0, rule.alpha).to(s.dtype))
-            t.mul_(torch.where(positive == 0, 1.0, -rule.beta).to(t.dtype))
+            s.mul_(choose(negative == 0, 1.0, rule.alpha, like=s))
+            t.mul_(choose(positive == 0, 1.0, -rule.beta, like=t))
         else:
             s.mul_(rule.alpha)
             t.mul_(-rule.beta)
@@ -199,6 +206,7 @@ class ZBoxForm:
     def relevance(self, layer: Layer[ZBox], saved: Tensors, r: Tensor) -> Tensor:
         a, c = saved
         products = layer.products
+        a = a.to(c.dtype)
         low, high = (self._bound(b, layer, c) for b in (layer.rule.low, layer.rule.high))
         s = divide(r, c - self._bracket(layer, low, high), layer.rule.epsilon)
         result = products.adjoint(s, POSITIVE, layer.shape).mul_(a - low)
@@ -258,8 +266,11 @@ class FlatForm:
         s = divide_signed(per_group, self._fan_in(layer, linear_map), layer.rule.epsilon, 1)
         one_channel = torch.Size((s.shape[0], groups, *shape[2:]))
         box = linear_map.adjoint(s, self._box(layer, groups), one_channel).unsqueeze(2)
-        spread = box.expand(-1, -1, shape[1] // groups, *box.shape[3:]).flatten(1, 2)
-        return spread.unflatten(0, r.shape[:2])
+        layout = CHANNELS_LAST[len(shape)] if is_channels_last(r[0]) else torch.contiguous_format
+        size = (s.shape[0], *shape[1:])
+        result = torch.empty(size, dtype=s.dtype, device=s.device, memory_format=layout)
+        result.unflatten(1, (groups, -1)).copy_(box)
+        return result.unflatten(0, r.shape[:2])
 
     def _box(self, layer: Layer[Flat], groups: int) -> Tensor:
         w = layer.products.w
@@ -297,10 +308,8 @@ class GeneralForm:
                 product = products.adjoint(s, term.weight, layer.shape)
                 known = sums.get(term.input)
                 sums[term.input] = product if known is None else known.add_(product)
-        result = r.new_zeros(r.shape[0], *layer.shape)
-        for modifier, total in sums.items():
-            result.addcmul_(total, self._input(layer, a, modifier))
-        return result
+        shares = [total.mul_(self._input(layer, a, m)) for m, total in sums.items()]
+        return reduce(Tensor.add_, shares) if shares else r.new_zeros(r.shape[0], *layer.shape)
 
     def _denominator(self, layer: Layer[LinearRule], a: Tensor, z: Tensor, group: Group) -> Tensor:
         d = torch.zeros_like(z)
@@ -315,7 +324,7 @@ class GeneralForm:
         return [t for t in group.terms if not (layer.nonnegative and t.input.kind == "negative")]
 
     def _input(self, layer: Layer[LinearRule], a: Tensor, modifier: Modifier) -> Tensor:
-        return modify(modifier, a, layer.products.map, layer.rule).to(layer.products.w.dtype)
+        return modify(modifier, a.to(layer.products.w.dtype), layer.products.map, layer.rule)
 
 
 def _scales(rule: LinearRule, denominators: list[Tensor]) -> list[Tensor | float]:
@@ -323,7 +332,7 @@ def _scales(rule: LinearRule, denominators: list[Tensor]) -> list[Tensor | float
     scales: list[Tensor | float] = [group.scale for group in rule.groups]
     if isinstance(rule, Joint) and len(denominators) == 2:
         second = denominators[1]
-        scales[0] = torch.where(second == 0, 1.0, scales[0]).to(second.dtype)
+        scales[0] = choose(second == 0, 1.0, rule.groups[0].scale, like=second)
     return scales
 
 

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from torch import Tensor, where
+import torch
+from torch import Tensor
 
-__all__ = ["divide", "divide_signed"]
+__all__ = ["CHANNELS_LAST", "choose", "divide", "divide_signed", "is_channels_last"]
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Memory formats with the features innermost, by number of axes."""
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """Whether features are innermost in memory, and not merely because there is one of them."""
+    layout = CHANNELS_LAST.get(t.ndim)
+    return layout is not None and not t.is_contiguous() and t.is_contiguous(memory_format=layout)
+
+
+def choose(condition: Tensor, yes: float, no: float, like: Tensor) -> Tensor:
+    """`yes` where the condition holds, else `no`, in the precision of `like`."""
+    return torch.where(condition, like.new_full((), yes), like.new_full((), no))
 
 
 def divide(r: Tensor, z: Tensor, epsilon: float) -> Tensor:
@@ -17,7 +32,7 @@ def divide(r: Tensor, z: Tensor, epsilon: float) -> Tensor:
     """
     if epsilon == 0:
         return _divide_or_zero(r, z)
-    return r / where(z >= 0, epsilon, -epsilon).to(z.dtype).add_(z)
+    return r / choose(z >= 0, epsilon, -epsilon, like=z).add_(z)
 
 
 def divide_signed(r: Tensor, z: Tensor, epsilon: float, sign: int) -> Tensor:

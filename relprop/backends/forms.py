@@ -13,13 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from relprop.backends.pointwise import (
-    CHANNELS_LAST,
-    choose,
-    divide,
-    divide_signed,
-    is_channels_last,
-)
+from relprop.backends.pointwise import divide, new_like, one_where_zero
 from relprop.backends.products import ABSOLUTE, Products, modified
 from relprop.maps import Conv
 from relprop.reference import modify
@@ -116,11 +110,11 @@ class ZPlusForm:
         products, b = layer.products, layer.kept_bias
         b = None if b is None else b.clamp(min=0)
         if layer.nonnegative:
-            s = divide_signed(r, products.contraction(a, POSITIVE, b), layer.rule.epsilon, 1)
+            s = divide(r, products.contraction(a, POSITIVE, b), layer.rule.epsilon, sign=1)
             return products.adjoint(s, POSITIVE, layer.shape).mul_(a)
         z = products.contraction(a.clamp(min=0), POSITIVE, b)
         z.add_(products.contraction(a.clamp(max=0), NEGATIVE))
-        s = divide_signed(r, z, layer.rule.epsilon, 1)
+        s = divide(r, z, layer.rule.epsilon, sign=1)
         above = products.adjoint(s, POSITIVE, layer.shape)
         return _by_sign(a, above, products.adjoint(s, NEGATIVE, layer.shape))
 
@@ -150,18 +144,16 @@ class AlphaBetaForm:
     def relevance(self, layer: Layer[AlphaBeta], saved: Tensors, r: Tensor) -> Tensor:
         a, positive, negative = saved
         rule, products = layer.rule, layer.products
-        s = divide_signed(r, positive, rule.epsilon, 1)
-        t = divide_signed(r, negative, rule.epsilon, -1)
+        scales: tuple[float | Tensor, float | Tensor] = (rule.alpha, -rule.beta)
         if rule.conserve:
-            s.mul_(choose(negative == 0, 1.0, rule.alpha, like=s))
-            t.mul_(choose(positive == 0, 1.0, -rule.beta, like=t))
-        else:
-            s.mul_(rule.alpha)
-            t.mul_(-rule.beta)
-        above = products.pair_adjoint(s, t, layer.shape)
+            scales = (one_where_zero(negative, rule.alpha), one_where_zero(positive, -rule.beta))
+        pair = products.pair_like(r)
+        divide(r, positive, rule.epsilon, sign=1, scale=scales[0], out=pair.first)
+        divide(r, negative, rule.epsilon, sign=-1, scale=scales[1], out=pair.second)
+        above = products.pair_adjoint(pair, layer.shape)
         if layer.nonnegative:
             return above.mul_(a)
-        return _by_sign(a, above, products.pair_adjoint(t, s, layer.shape))
+        return _by_sign(a, above, products.pair_adjoint(pair, layer.shape, swapped=True))
 
 
 class GammaForm:
@@ -170,6 +162,7 @@ class GammaForm:
     With A = |W||a| + |b| the group of the output's sign has the denominator
     D = (1 + gamma/2) z + (gamma/2) sgn(z) A, and with s = [z != 0] R / st(D)
     R_in = (1 + gamma/2) a * W^T s + (gamma/2) |a| * |W|^T (sgn(z) s).
+    Here sgn(0) = 0, which is the gate.
     """
 
     def forward(self, layer: Layer[Gamma], a: Tensor) -> tuple[Tensor, Tensors]:
@@ -185,9 +178,10 @@ class GammaForm:
         b = layer.kept_bias
         d = products.contraction(size, ABSOLUTE, None if b is None else b.abs())
         d.mul_(sign).mul_(half).add_(c, alpha=1 + half)
-        s = divide(r, d, layer.rule.epsilon).masked_fill_(z == 0, 0.0)
+        favouring = divide(r, d, layer.rule.epsilon).mul_(sign)
+        favoured = products.adjoint(favouring, ABSOLUTE, layer.shape).mul_(half)
+        s = favouring.mul_(sign)
         result = products.adjoint(s, IDENTITY, layer.shape).mul_(1 + half)
-        favoured = products.adjoint(s.mul_(sign), ABSOLUTE, layer.shape).mul_(half)
         if layer.nonnegative:
             return result.add_(favoured).mul_(a)
         return result.mul_(a).add_(favoured.mul_(size))
@@ -233,7 +227,7 @@ class WSquareForm:
         return layer.products.contraction(a, IDENTITY, layer.b), ()
 
     def relevance(self, layer: Layer[WSquare], saved: Tensors, r: Tensor) -> Tensor:
-        s = divide_signed(r, self._denominator(layer), layer.rule.epsilon, 1)
+        s = divide(r, self._denominator(layer), layer.rule.epsilon, sign=1)
         return layer.products.adjoint(s, SQUARE, layer.shape)
 
     def _denominator(self, layer: Layer[WSquare]) -> Tensor:
@@ -263,14 +257,12 @@ class FlatForm:
             return s.expand(r.shape[0], *shape).contiguous()
         groups = linear_map.groups
         per_group = r.flatten(0, 1).unflatten(1, (groups, -1)).sum(2)
-        s = divide_signed(per_group, self._fan_in(layer, linear_map), layer.rule.epsilon, 1)
+        s = divide(per_group, self._fan_in(layer, linear_map), layer.rule.epsilon, sign=1)
         one_channel = torch.Size((s.shape[0], groups, *shape[2:]))
         box = linear_map.adjoint(s, self._box(layer, groups), one_channel).unsqueeze(2)
-        layout = CHANNELS_LAST[len(shape)] if is_channels_last(r[0]) else torch.contiguous_format
-        size = (s.shape[0], *shape[1:])
-        result = torch.empty(size, dtype=s.dtype, device=s.device, memory_format=layout)
-        result.unflatten(1, (groups, -1)).copy_(box)
-        return result.unflatten(0, r.shape[:2])
+        result = new_like(r, (r.shape[0], *shape))
+        result.unflatten(2, (groups, -1)).copy_(box.unflatten(0, r.shape[:2]))
+        return result
 
     def _box(self, layer: Layer[Flat], groups: int) -> Tensor:
         w = layer.products.w
@@ -301,7 +293,7 @@ class GeneralForm:
         for group, d, scale in zip(
             rule.groups, denominators, _scales(rule, denominators), strict=True
         ):
-            s = divide(r, d, rule.epsilon).mul_(scale)
+            s = divide(r, d, rule.epsilon, scale=scale)
             if group.gate is not None:
                 s.masked_fill_(z <= 0 if group.gate == "positive" else z >= 0, 0.0)
             for term in self._terms(layer, group):
@@ -332,13 +324,13 @@ def _scales(rule: LinearRule, denominators: list[Tensor]) -> list[Tensor | float
     scales: list[Tensor | float] = [group.scale for group in rule.groups]
     if isinstance(rule, Joint) and len(denominators) == 2:
         second = denominators[1]
-        scales[0] = choose(second == 0, 1.0, rule.groups[0].scale, like=second)
+        scales[0] = one_where_zero(second, rule.groups[0].scale)
     return scales
 
 
 def _by_sign(a: Tensor, above: Tensor, below: Tensor) -> Tensor:
-    """`a` times one tensor where a > 0, times the other elsewhere."""
-    return torch.where(a > 0, above, below).mul_(a)
+    """`a` times one tensor where a > 0, times the other elsewhere; overwrites the first."""
+    return above.mul_(a.clamp(min=0)).addcmul_(below, a.clamp(max=0))
 
 
 _FORMS: dict[type[LinearRule], Form[Any]] = {

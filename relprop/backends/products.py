@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from relprop.backends.pointwise import new_like
 from relprop.maps import Conv, LinearMap
 from relprop.rules import IDENTITY, NEGATIVE, POSITIVE, Modifier
 
@@ -16,6 +17,7 @@ __all__ = ["ABSOLUTE", "Products", "effective_precision", "float32_products", "m
 
 ABSOLUTE = Modifier("absolute")
 _STACKED = Modifier("stacked")
+_SWAPPED = Modifier("swapped")
 
 
 def modified(modifier: Modifier, u: Tensor) -> Tensor:
@@ -40,6 +42,14 @@ def modified(modifier: Modifier, u: Tensor) -> Tensor:
         case "plus_negative":
             return u + modifier.value * u.clamp(max=0)
     raise ValueError(f"modifier {modifier.kind!r} has no elementwise form")
+
+
+class Pair(NamedTuple):
+    """Two tensors over outputs, and the tensor of twice the features that holds both, if any."""
+
+    first: Tensor
+    second: Tensor
+    both: Tensor | None = None
 
 
 class Products:
@@ -68,14 +78,16 @@ class Products:
             return self.w
         key = ("weight", part, self.dtype)
         if key not in self.cache:
-            derived = self._stacked() if part == _STACKED else modified(part, self.w)
-            self.cache[key] = derived.to(self.dtype)
+            self.cache[key] = self._part(part).to(self.dtype)
         weight: Tensor = self.cache[key]
         return weight
 
-    def _stacked(self) -> Tensor:
+    def _part(self, part: Modifier) -> Tensor:
+        if part not in (_STACKED, _SWAPPED):
+            return modified(part, self.w)
         axis = 1 if isinstance(self.map, Conv) and self.map.transposed else 0
-        return torch.cat([self.w.clamp(min=0), self.w.clamp(max=0)], axis)
+        halves = [self.w.clamp(min=0), self.w.clamp(max=0)]
+        return torch.cat(halves if part == _STACKED else halves[::-1], axis)
 
     @property
     def _stacks(self) -> bool:
@@ -112,13 +124,23 @@ class Products:
         result = self.map.adjoint(s.flatten(0, 1), weight, rows).to(self.w.dtype)
         return result.unflatten(0, s.shape[:2])
 
-    def pair_adjoint(self, positive: Tensor, negative: Tensor, shape: torch.Size) -> Tensor:
-        """W+, transposed, times `positive`, plus W-, transposed, times `negative`."""
-        if self._stacks:
-            both = torch.cat([positive, negative], self.map.feature_axis)
-            return self.adjoint(both, _STACKED, shape)
-        result = self.adjoint(positive, POSITIVE, shape)
-        return result.add_(self.adjoint(negative, NEGATIVE, shape))
+    def pair_like(self, r: Tensor) -> Pair:
+        """Room for two quotients, side by side where W+ and W- are."""
+        if not self._stacks:
+            return Pair(torch.empty_like(r), torch.empty_like(r))
+        size = list(r.shape)
+        size[self.map.feature_axis] *= 2
+        both = new_like(r, size)
+        first, second = both.chunk(2, self.map.feature_axis)
+        return Pair(first, second, both)
+
+    def pair_adjoint(self, pair: Pair, shape: torch.Size, swapped: bool = False) -> Tensor:
+        """W+, transposed, times the first plus W-, transposed, times the second; or swapped."""
+        if pair.both is not None:
+            return self.adjoint(pair.both, _SWAPPED if swapped else _STACKED, shape)
+        signs = (NEGATIVE, POSITIVE) if swapped else (POSITIVE, NEGATIVE)
+        result = self.adjoint(pair.first, signs[0], shape)
+        return result.add_(self.adjoint(pair.second, signs[1], shape))
 
 
 def effective_precision(precision: str, device: torch.device) -> str:

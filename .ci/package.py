@@ -64,7 +64,8 @@ def check(archive: Path, folder: Path) -> None:
     run(*install, f"{archive}{EXTRAS}", cwd=folder)
     check_files(python, folder)
     run(python, "-c", IMPORTS, cwd=folder)
-    run(python, "-m", "relprop", "--version", cwd=folder)
+    words = ("explain", "mnist_cnn", "mnist:sample", "--limit", "3", "--out", home / "out")
+    run(home / "bin" / "relprop", *words, cwd=folder)
     run(python, ROOT / ".ci" / "readme.py", ROOT / "README.md", cwd=folder)
 
 

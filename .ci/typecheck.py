@@ -16,7 +16,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         dist, site = Path(folder, "dist"), Path(folder, "site")
         build = ["build", "--quiet", "--sdist", "--no-isolation", "--outdir", str(dist), str(ROOT)]
-        subprocess.run([sys.executable, "-m", *build], check=True, stdout=subprocess.DEVNULL)
+        made = subprocess.run([sys.executable, "-m", *build], capture_output=True, text=True)
+        if made.returncode:
+            print(made.stdout + made.stderr)
+            return made.returncode
         install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
         archive = str(next(dist.glob("*.tar.gz")))
         subprocess.run([sys.executable, "-m", *install, "--target", str(site), archive], check=True)

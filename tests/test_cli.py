@@ -321,6 +321,19 @@ class TestArrays:
         other = load_file(out / "relevance.safetensors")["relevance:0"]
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
+    def test_floats_are_taken_as_they_are(self, tmp_path: Path, out: Path) -> None:
+        images, _ = data.sample("mnist")
+        np.save(tmp_path / "digits.npy", images[:3].double().numpy())
+        assert explain(MODEL, tmp_path / "digits.npy", "--out", out) == 0
+        one = load_file(out / "relevance.safetensors")
+        assert explain(MODEL, SAMPLE, "--limit", 3, "--out", out) == 0
+        other = load_file(out / "relevance.safetensors")
+        torch.testing.assert_close(one["relevance:0"], other["relevance:0"])
+        assert explain(MODEL, tmp_path / "digits.npy", "--mean", 0.5, "--out", out) == 0
+        shifted = load_file(out / "relevance.safetensors")
+        model = models.load(MODEL)
+        torch.testing.assert_close(shifted["output"], model(images[:3] - 0.5).detach())
+
     def test_idx_with_labels(self, tmp_path: Path, out: Path) -> None:
         images, labels = data.sample("mnist")
         raw = ((images[:3, 0] + 1) * 127.5).round().to(torch.uint8).numpy()

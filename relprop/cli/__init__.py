@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from relprop.cli.arguments import parser
 from relprop.cli.commands import check, explain, info
@@ -35,11 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     debug = getattr(parsed, "debug", False)
-    if not debug:
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
     try:
-        status = COMMANDS[parsed.command](parsed)
+        with contextlib.nullcontext() if debug else _silence():
+            status = COMMANDS[parsed.command](parsed)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -54,6 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"relprop: {_sentence(error)}", file=sys.stderr)
         return FATAL
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings of libraries between the lines that concern the user's data."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _sentence(error: Exception) -> str:

@@ -31,7 +31,7 @@ model is one of
 data is one of
   {DATA_HELP.replace(chr(10), chr(10) + "  ")}
   Bytes are scaled to [0, 1]; floating numbers are taken as they are; then --mean and --std apply.
-  A shipped model's images are resized to 28, made grey and brought to [-1, 1] unless you say else.
+  For a shipped model images become 28 x 28, grey, and bytes lie in [-1, 1], unless you say else.
 
 method is one of
   LRP:        epsilon_plus, epsilon_plus_flat, epsilon_gamma_box, epsilon_alpha2_beta1,

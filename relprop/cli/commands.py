@@ -103,7 +103,9 @@ def _source_options(arguments: argparse.Namespace) -> SourceOptions:
     is_set = arguments.data.partition(":")[0] in relprop.data.names()
     if arguments.model in models.names() and not is_set:
         # What the shipped networks were trained on: 28 x 28 grey pixels in [-1, 1].
-        given = {"resize": (28, 28), "mean": (0.5,), "std": (0.5,), "channels": 1, **given}
+        scale = {"mean": (0.5,), "std": (0.5,), "only_bytes": True}
+        own = {} if given.keys() & scale.keys() else scale
+        given = {"resize": (28, 28), "channels": 1, **own, **given}
     return SourceOptions(
         Preprocess(**given),
         arguments.labels,

@@ -16,13 +16,13 @@ from relprop.cli.sources import Failed, Item
 from relprop.errors import InputError
 from relprop.targets import resolve_target
 
-__all__ = ["Explains", "Job", "TargetError", "batches"]
+__all__ = ["Explains", "Job", "SetupError", "batches"]
 
 TargetChoice = str | int | tuple[int, ...]
 
 
-class TargetError(InputError):
-    """What shall be explained is not in the model's output, whatever the input."""
+class SetupError(InputError):
+    """What was asked for does not fit the model, whatever the input."""
 
 
 class Explains(Protocol):
@@ -70,16 +70,17 @@ class Job:
     def __post_init__(self) -> None:
         floating = (p.dtype for p in self.model.parameters() if p.is_floating_point())
         self._dtype = next(floating, torch.float32)
+        self._sound: set[torch.Size] = set()
 
     def run(self, batch: list[Item]) -> Iterator[Explained | Failed]:
         """Explain a batch; if that fails, each of its inputs alone.
 
         Raises:
-            TargetError, PlanningError, CaptureError: nothing can be explained, whatever the input.
+            SetupError, PlanningError, CaptureError: nothing can be explained, whatever the input.
         """
         try:
             done = self._explain(batch)
-        except TargetError:
+        except SetupError:
             raise
         except (InputError, RuntimeError, MemoryError) as error:
             if len(batch) > 1:
@@ -96,7 +97,7 @@ class Job:
         dtype = self._dtype if values.is_floating_point() else values.dtype
         values = values.to(self.device, dtype)
         targets = self._targets(batch, values)
-        result = self.explainer.explain(values, target=targets)
+        result = self._explanation(values, targets)
         output = result.output.detach().cpu()
         relevance = result.relevance.detach().cpu()
         layers = {path: tensor.detach().cpu() for path, tensor in result.layers.items()}
@@ -116,6 +117,23 @@ class Job:
             for i, item in enumerate(batch)
         ]
 
+    def _explanation(self, values: Tensor, targets: Any) -> Any:
+        """Explain; an error that an input of zeros meets too is not the data's fault."""
+        shape = values.shape[1:]
+        try:
+            result = self.explainer.explain(values, target=targets)
+        except InputError as error:
+            if shape not in self._sound:
+                first = None if targets is None else targets[:1]
+                try:
+                    self.explainer.explain(torch.zeros_like(values[:1]), target=first)
+                except InputError:
+                    raise SetupError(str(error)) from None
+                self._sound.add(shape)
+            raise
+        self._sound.add(shape)
+        return result
+
     def _forward(self, values: Tensor) -> Any:
         try:
             with torch.no_grad():
@@ -132,7 +150,7 @@ class Job:
         try:
             return output[self.output]
         except (KeyError, IndexError, TypeError):
-            raise TargetError(
+            raise SetupError(
                 f"--output {self.output}: not in what the model returns, {_kind(output)}"
             ) from None
 
@@ -140,7 +158,7 @@ class Job:
         """A target for each input, or None where the output has one value."""
         output = self._forward(values)
         if not isinstance(output, Tensor):
-            raise TargetError(f"the model returns {_kind(output)}; pick its output with --output")
+            raise SetupError(f"the model returns {_kind(output)}; pick its output with --output")
         if self.target == "label":
             if any(item.label is None for item in batch):
                 raise InputError("no label to explain; see --labels, or use --target predicted")
@@ -153,7 +171,7 @@ class Job:
             resolve_target(targets, output.shape, len(batch))
         except InputError as error:
             # A label concerns its own input; anything else every one.
-            failure = InputError if self.target == "label" else TargetError
+            failure = InputError if self.target == "label" else SetupError
             raise failure(f"--target {self.target}: {error}") from None
         return targets
 
@@ -171,7 +189,7 @@ def _predicted(output: Tensor, count: int) -> list[int] | None:
     if output.numel() == count:
         return None
     if output.ndim != 2:
-        raise TargetError(
+        raise SetupError(
             f"the model's output has shape {list(output.shape)}, so there is no predicted class; "
             "name one entry, for instance --target 0,3"
         )

@@ -30,6 +30,7 @@ class Preprocess:
         crop: `(side,)` or `(height, width)`, cut from the centre.
         mean, std: one number, or one a channel; None leaves values as they are.
         channels: 1 (grey) or 3 (RGB), for image files.
+        only_bytes: leave data that are floating point already as they are.
     """
 
     resize: Size | None = None
@@ -37,6 +38,7 @@ class Preprocess:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     channels: int = 3
+    only_bytes: bool = False
 
     def load(self, path: Path, max_pixels: int) -> Tensor:
         """Read an image file: float32 `[channels, height, width]`."""
@@ -51,6 +53,8 @@ class Preprocess:
         """Bytes become float32 in [0, 1]; then mean and std, on the first axis of `values`."""
         if values.dtype is torch.uint8:
             values = values.to(torch.float32).div_(255)
+        elif self.only_bytes:
+            return values
         if self.mean is None and self.std is None:
             return values
         if not values.is_floating_point():

@@ -112,7 +112,7 @@ class _Entry:
         modules = list(model.modules())
         return len(modules) == len(self.state) and all(
             ref() is module and modes == _modes(module)
-            for module, (ref, *modes) in zip(modules, map(_split, self.state), strict=True)
+            for module, (ref, modes) in zip(modules, map(_split, self.state), strict=True)
         )
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import relprop
-from relprop import data, models
+from relprop import data, methods, models
 from relprop.cli import main
 from relprop.cli.progress import Progress
 
@@ -57,6 +58,13 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
                 self.inner = dense()
             def forward(self, x):
                 return {"logits": self.inner(x), "other": x}
+
+        class Sorted(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = dense()
+            def forward(self, x):
+                return self.inner(torch.sort(x, dim=1).values)
 
         def broken():
             raise KeyError("no such\\nlayer")
@@ -610,26 +618,34 @@ def test_nonsense(
 def test_help_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "--help"]) == 0
     text = capsys.readouterr().out
-    for word in (
-        *models.names(),
-        *data.names(),
-        "epsilon_plus",
-        "--trust",
-        "examples",
-        "exit status",
-    ):
+    named = (*models.names(), *data.names(), *methods.names())
+    for word in (*named, "--trust", "examples", "exit status"):
         assert word in text
     assert max(map(len, text.splitlines())) <= 110
 
 
 def test_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", MODEL, SAMPLE]) == 0
-    assert "conv" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "conv_map    2      linear" in text
+    assert "features.0" in text.splitlines()[-1]
+
+
+def test_check_lists_what_has_no_rule(
+    tmp_path: Path, user_module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.ones((1, 12), np.float32))
+    assert run("check", f"{user_module}:Sorted", tmp_path / "x.npy", "--trust") == 1
+    assert "unsupported" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert explain(f"{user_module}:Sorted", tmp_path / "x.npy", "--trust", "--out", out) == 2
+    (line,) = lines_of(capsys)
+    assert "sort" in line
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
-    assert torch.__version__ in capsys.readouterr().out
+    assert re.search(rf"^torch +{re.escape(torch.__version__)}$", capsys.readouterr().out, re.M)
 
 
 def test_progress_bar_on_a_terminal_only(tmp_path: Path) -> None:
@@ -641,7 +657,7 @@ def test_progress_bar_on_a_terminal_only(tmp_path: Path) -> None:
         progress.advance(2)
     shown = os.read(parent, 10_000).decode()
     os.close(parent)
-    assert "4/4" in shown and "relprop: bad.png: not an image\r\n" in shown
+    assert "0/4" in shown and "4/4" in shown and "relprop: bad.png: not an image\r\n" in shown
     silent = io.StringIO()
     Progress(4, stream=silent).advance(4)
     assert silent.getvalue() == ""

@@ -36,7 +36,8 @@ data is one of
 method is one of
   LRP:        epsilon_plus, epsilon_plus_flat, epsilon_gamma_box, epsilon_alpha2_beta1,
               epsilon_alpha2_beta1_flat, excitation_backprop, deep_taylor, lrp_zero, lrp_epsilon,
-              lrp_gamma, lrp_zplus, lrp_w_square, lrp_flat, lrp_alpha2_beta1 (any difference of 1)
+              lrp_gamma, lrp_zplus, lrp_w_square, lrp_flat,
+              alpha_beta, lrp_alpha<a>_beta<b> such as lrp_alpha1.5_beta0.5 (difference 1)
   gradients:  gradient, sensitivity, gradient_x_input (simple_taylor), guided_backprop, deconvnet,
               smoothgrad, integrated_gradients
 """

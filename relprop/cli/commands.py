@@ -65,14 +65,17 @@ def check(arguments: argparse.Namespace) -> int:
         values = values.to(next(floating, torch.float32))
     report = relprop.check(model, values)
     print(report)
-    return 1 if getattr(report, "unsupported", ()) else 0
+    if report.modules:
+        print(f"modules for --layers: {printable(', '.join(report.modules), 2000)}")
+    return 0 if report.ok else 1
 
 
 def info(arguments: argparse.Namespace) -> int:
     """`relprop info`: print what is installed."""
-    report = relprop.info()
-    if report is not None:
-        print(report)
+    found = relprop.info()
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name.ljust(width)}  {value}")
     return 0
 
 

@@ -28,6 +28,8 @@ class Progress:
         self.active = not quiet and self.stream.isatty()
         self.started = time.monotonic()
         self._drawn = 0.0
+        if self.active:
+            self._draw(0.0)
 
     def advance(self, count: int) -> None:
         """Note that `count` more inputs are done."""

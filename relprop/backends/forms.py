@@ -179,12 +179,12 @@ class GammaForm:
         d = products.contraction(size, ABSOLUTE, None if b is None else b.abs())
         d.mul_(sign).mul_(half).add_(c, alpha=1 + half)
         favouring = divide(r, d, layer.rule.epsilon).mul_(sign)
-        favoured = products.adjoint(favouring, ABSOLUTE, layer.shape).mul_(half)
+        favoured = products.adjoint(favouring, ABSOLUTE, layer.shape)
         s = favouring.mul_(sign)
         result = products.adjoint(s, IDENTITY, layer.shape).mul_(1 + half)
         if layer.nonnegative:
-            return result.add_(favoured).mul_(a)
-        return result.mul_(a).add_(favoured.mul_(size))
+            return result.add_(favoured, alpha=half).mul_(a)
+        return result.mul_(a).addcmul_(favoured, size, value=half)
 
 
 class ZBoxForm:

@@ -383,8 +383,9 @@ def conv_contraction(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """z [parts, images, groups * N, *O] and y (one part, same strides) of x [images, groups * C, *X].
+    """z [parts, images, groups * N, *O] and y of x [images, groups * C, *X].
 
+    y has one part and z's strides.
     w is [parts, ...] with a stride for its group, output channel N, input channel C and three taps;
     bias [groups * N]; box [2, groups * C, *X].
     """

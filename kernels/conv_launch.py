@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd, prod
 
 import triton
@@ -13,10 +13,10 @@ from relprop.kernels.conv import conv_adjoint, conv_contraction
 from relprop.kernels.modifiers import ACTIVATIONS, ATOMS, BOX_ATOMS
 from relprop.kernels.operands import AdjointCall, ContractionCall, LeftBox
 from relprop.kernels.tiles import FUSION, operand_type, remask, terms
-from relprop.kernels.tiling import Tile, choose, direct_tile
+from relprop.kernels.tiling import Demand, Tile, choose, direct_tile
 from relprop.maps import Conv
 
-__all__ = ["axes", "contract", "propagate"]
+__all__ = ["axes", "contract", "lift", "lifted_strides", "propagate"]
 
 DIRECT_CHANNELS = 8
 """Up to this many contracted channels a group, grouped layers take the depthwise form."""
@@ -45,13 +45,13 @@ class Geometry:
     @property
     def direct(self) -> bool:
         """Whether the depthwise form is used: no matrix product."""
-        return self.conv.groups > 1 and 0 < self.channels <= DIRECT_CHANNELS
+        return self.channels == 1 or (self.conv.groups > 1 and 0 < self.channels <= DIRECT_CHANNELS)
 
     def rows(self, images: int) -> int:
         """Rows of the tiles of one phase."""
         if not self.phased:
             return images * prod(self.target)
-        strides = _lift(self.conv.stride, 1)
+        strides = lift(self.conv.stride, 1)
         return images * prod(
             triton.cdiv(size, step) for size, step in zip(self.target, strides, strict=True)
         )
@@ -65,16 +65,17 @@ class Geometry:
         return phases * groups * tiles
 
 
-def _lift(values: Sequence[int], unit: int) -> tuple[int, ...]:
+def lift(values: Sequence[int], unit: int) -> tuple[int, ...]:
+    """Three values for three axes, `unit` for those the layer lacks."""
     return (*(unit,) * (3 - len(values)), *values)
 
 
 def axes(conv: Conv, taps: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """The constexpr description of the three axes (see `conv.phase_taps`)."""
     result = []
-    pads = _lift([before for before, _ in conv.padding], 0)
+    pads = lift([before for before, _ in conv.padding], 0)
     for stride, pad, dilation, count in zip(
-        _lift(conv.stride, 1), pads, _lift(conv.dilation, 1), _lift(taps, 1), strict=True
+        lift(conv.stride, 1), pads, lift(conv.dilation, 1), lift(taps, 1), strict=True
     ):
         common = gcd(stride, dilation)
         step = stride // common
@@ -86,7 +87,7 @@ def axes(conv: Conv, taps: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 def _geometry(
     conv: Conv, weight: Tensor, source: Tensor, target: Tensor, adjoint: bool
 ) -> Geometry:
-    """Of a direction: `source` is the left operand `[..., channels, *spatial]`, `target` the result.
+    """Of one direction, from left operand `[..., channels, *spatial]` to result.
 
     The weight is `[parts, out, in / groups, *taps]`, transposed `[parts, in, out / groups, *taps]`:
     its first channel axis belongs to the contraction's result unless the layer is transposed.
@@ -103,17 +104,17 @@ def _geometry(
         phased=adjoint != conv.transposed,
         columns=columns,
         channels=channels,
-        weight_strides=(part, first * s0, *strides, *_lift(tap_strides, 0)),
+        weight_strides=(part, first * s0, *strides, *lift(tap_strides, 0)),
         taps=tuple(weight.shape[3:]),
-        source=_lift(source.shape[-spatial:], 1),
-        target=_lift(target.shape[-spatial:], 1),
+        source=lift(source.shape[-spatial:], 1),
+        target=lift(target.shape[-spatial:], 1),
     )
 
 
-def _strides(tensor: Tensor, spatial: int) -> tuple[int, ...]:
+def lifted_strides(tensor: Tensor, spatial: int) -> tuple[int, ...]:
     """Strides with three spatial axes; unit axes get 0."""
     lead = tensor.stride()[: tensor.dim() - spatial]
-    return (*lead, *_lift(tensor.stride()[tensor.dim() - spatial :], 0))
+    return (*lead, *lift(tensor.stride()[tensor.dim() - spatial :], 0))
 
 
 def contract(call: ContractionCall) -> None:
@@ -130,15 +131,19 @@ def contract(call: ContractionCall) -> None:
     operand, precision = operand_type(call.weight.source, call.precision)
     boxed = program.box is not None
     box = LeftBox.of(program, a, conv.feature_axis)
-    box_strides = _strides(box.tensor, spatial) if boxed else (0,) * 5
+    box_strides = lifted_strides(box.tensor, spatial) if boxed else (0,) * 5
     accumulators = 1 + max(p.accumulator for p in products)
-    tile = call.tile or _tile(geometry, images, accumulators, operand, precision, call.weight.parts)
-    z_strides = _strides(target, spatial)
+    demand = _demand(geometry, a, images, operand, precision)
+    demand = replace(demand, accumulators=accumulators, parts=call.weight.parts)
+    if boxed:
+        demand = replace(demand, registers=32)
+    tile = call.tile or _tile(geometry, demand)
+    z_strides = lifted_strides(target, spatial)
     conv_contraction[(geometry.programs(images, tile),)](
         a, call.weight.tensor, a if call.bias is None else call.bias,
         box.tensor if boxed else a, a if call.z is None else call.z,
         a if call.y is None else call.y, images, conv.groups, geometry.columns, geometry.channels,
-        *geometry.source, *geometry.target, *_strides(a, spatial), *geometry.weight_strides,
+        *geometry.source, *geometry.target, *lifted_strides(a, spatial), *geometry.weight_strides,
         *box_strides, box.start, box.stop,
         *(z_strides if call.z is not None else (0, *z_strides)), program.gamma,
         WEIGHTS=call.weight.parts, TERMS=terms(products, call.weight.atoms, boxed), BOXED=boxed,
@@ -162,19 +167,23 @@ def propagate(call: AdjointCall) -> None:
     program, weight, spatial, images = call.program, call.weight, conv.spatial, out.shape[1]
     geometry = _geometry(conv, weight.tensor, s, a, adjoint=True)
     box = LeftBox.of(program, a, conv.feature_axis)
-    box_strides = _strides(box.tensor, spatial) if box.boxed else (0,) * 5
+    box_strides = lifted_strides(box.tensor, spatial) if box.boxed else (0,) * 5
     lower = call.lower.z if call.lower else out
     for step in call.passes():
         operand, precision = operand_type(weight.source, call.precision, adjoint=True)
-        tile = call.tile or _tile(
-            geometry, images, len(step.factors), operand, precision, weight.parts
-        )
+        demand = _demand(geometry, s, images, operand, precision)
+        demand = replace(demand, accumulators=len(step.factors))
+        if not step.stacked:
+            lefts, registers = s.shape[0], demand.registers // s.shape[0]
+            demand = replace(demand, parts=weight.parts, lefts=lefts, registers=registers)
+        tile = call.tile or _tile(geometry, demand)
         conv_adjoint[(geometry.programs(images, tile),)](
             s, weight.tensor, a, box.tensor if box.boxed else a, lower, out,
             images, max(a.shape[0], 1), conv.groups, geometry.columns, geometry.channels,
-            *geometry.source, *geometry.target, *_strides(s, spatial), *geometry.weight_strides,
-            *_strides(a, spatial), *box_strides, box.start, box.stop,
-            *_strides(lower, spatial), *_strides(out, spatial),
+            *geometry.source, *geometry.target, *lifted_strides(s, spatial),
+            *geometry.weight_strides,
+            *lifted_strides(a, spatial), *box_strides, box.start, box.stop,
+            *lifted_strides(lower, spatial), *lifted_strides(out, spatial),
             program.gamma, *call.lower_numbers(),
             LEFTS=s.shape[0], WEIGHTS=weight.parts,
             TERMS=terms(step.products, weight.atoms, False), STACKED=step.stacked,
@@ -188,15 +197,23 @@ def propagate(call: AdjointCall) -> None:
         )  # fmt: skip
 
 
-def _tile(
-    geometry: Geometry,
-    images: int,
-    accumulators: int,
-    operand: object,
-    precision: str,
-    parts: int,
-) -> Tile:
+def _demand(
+    geometry: Geometry, left: Tensor, images: int, operand: object, precision: str
+) -> Demand:
+    channels_last = left.stride(-1 - geometry.conv.spatial) == 1
+    return Demand(
+        geometry.rows(images),
+        geometry.columns,
+        geometry.channels,
+        operand,
+        precision,
+        left_width=left.element_size(),
+        registers=64 if channels_last else 16,
+        deepest=64 if channels_last else 32,
+    )
+
+
+def _tile(geometry: Geometry, demand: Demand) -> Tile:
     if geometry.direct:
-        return direct_tile(geometry.rows(images), geometry.columns * geometry.conv.groups)
-    m, n = geometry.rows(images), geometry.columns
-    return choose(m, n, geometry.channels, accumulators, operand, precision, parts)
+        return direct_tile(demand.m, geometry.columns * geometry.conv.groups)
+    return choose(demand)

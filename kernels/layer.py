@@ -6,6 +6,7 @@ Everything is a plain tensor; K targets are a leading axis of relevance that sav
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -57,6 +58,7 @@ def contraction(
     activation: str | None = None,
     in_registers: bool = False,
     weight: Weight | None = None,
+    z: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Contraction:
     """A layer's output and the denominators of its rule.
@@ -74,6 +76,7 @@ def contraction(
         activation: of the output: None, "relu", "sigmoid", "silu" or "gelu".
         in_registers: modify the weights inside the product kernels instead of once in memory.
         weight: what `prepare_weights` returned for this layer before.
+        z: denominators found before, of a rule whose denominators do not depend on the input.
         tile: block sizes; None chooses by shape.
 
     Raises:
@@ -85,7 +88,8 @@ def contraction(
         weight = prepare_weights(program, w, a, in_registers=in_registers)
     shape = _output_shape(linear_map, a, w)
     joined = output and program.own_input and program.output is not None and save
-    z = _save(linear_map, program, a, shape) if save else None
+    known = z
+    z = _save(linear_map, program, a, shape) if save and known is None else None
     same = joined and _is_output(program, b, activation)
     y = None
     if joined and not same:
@@ -110,7 +114,7 @@ def contraction(
                 linear_map, plain, a, own, b, None, y, "first", activation, precision, tile
             )
         )
-    return Contraction(linear_map, program, a, weight, z, y)
+    return Contraction(linear_map, program, a, weight, z if known is None else known, y)
 
 
 def quotient(saved: Contraction, r: Tensor) -> Tensor:
@@ -191,6 +195,11 @@ def _output_shape(linear_map: LinearMap, a: Tensor, w: Tensor) -> tuple[int, ...
         return (*a.shape[:-1], w.shape[0])
     if not isinstance(linear_map, Conv):
         raise InputError(f"no kernel for {type(linear_map).__name__}; expected Dense or Conv")
+    if a.dim() != linear_map.spatial + 2:
+        raise InputError(
+            f"a convolution over {linear_map.spatial} axes takes an input of "
+            f"{linear_map.spatial + 2}, batch first; got {tuple(a.shape)}"
+        )
     channels = w.shape[1] * linear_map.groups if linear_map.transposed else w.shape[0]
     return (a.shape[0], channels, *_extents(linear_map, a.shape[2:], w.shape[2:]))
 
@@ -229,7 +238,7 @@ def _save(linear_map: LinearMap, program: Program, a: Tensor, shape: tuple[int, 
 
 def _first(linear_map: LinearMap, a: Tensor) -> Tensor:
     """One sample: all that denominators need which do not depend on the input."""
-    return a[:1] if isinstance(linear_map, Conv) else a.reshape(-1, a.shape[-1])[:1]
+    return a[:1] if isinstance(linear_map, Conv) else a.reshape(prod(a.shape[:-1]), a.shape[-1])[:1]
 
 
 def _is_output(program: Program, b: Tensor | None, activation: str | None) -> bool:

@@ -5,7 +5,7 @@ Both run the same loop, over strided operands, so that a layer's weight serves b
 
 from __future__ import annotations
 
-from typing import Any
+from math import prod
 
 import triton
 import triton.language as tl
@@ -13,20 +13,18 @@ from torch import Tensor
 
 from relprop.kernels.modifiers import ACTIVATIONS, ATOMS, BOX_ATOMS
 from relprop.kernels.operands import AdjointCall, ContractionCall, LeftBox
-from relprop.kernels.program import Program
 from relprop.kernels.tiles import (
     FUSION,
     accumulate,
     finish_adjoint,
     finish_contraction,
-    interpreted,
     load_operand,
     operand_type,
     remask,
     terms,
     tile_index,
 )
-from relprop.kernels.tiling import Tile, choose
+from relprop.kernels.tiling import Demand, Tile, choose
 
 __all__ = ["contract", "dense_adjoint", "dense_contraction", "propagate"]
 
@@ -272,7 +270,7 @@ def dense_adjoint(
 
 def _rows(tensor: Tensor) -> Tensor:
     """The tensor with all axes but the last flattened (a view wherever strides allow it)."""
-    return tensor.reshape(-1, tensor.shape[-1])
+    return tensor.reshape(prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
 def contract(call: ContractionCall) -> None:
@@ -286,9 +284,13 @@ def contract(call: ContractionCall) -> None:
     operand, precision = operand_type(weight.source, call.precision)
     boxed = program.box is not None
     box = LeftBox.of(program, call.a, feature_axis=-1)
-    box_rows = box.tensor.reshape(2, -1, k) if boxed else x[None]
+    box_rows = box.tensor.reshape(2, prod(box.tensor.shape[1:-1]), k) if boxed else x[None]
     accumulators = 1 + max(p.accumulator for p in products)
-    tile = call.tile or choose(m, n, k, accumulators, operand, precision, weight.parts)
+    demand = Demand(
+        m, n, k, operand, precision, accumulators, weight.parts, 1, x.element_size(),
+        registers=32 if boxed else 64 if program.mode == "gamma" else 128,
+    )  # fmt: skip
+    tile = call.tile or choose(demand)
     dense_contraction[(_programs(m, n, tile),)](
         x, weight.tensor, call.bias if call.bias is not None else x, box_rows,
         call.z if call.z is not None else x, call.y if call.y is not None else x,
@@ -308,20 +310,22 @@ def contract(call: ContractionCall) -> None:
 def propagate(call: AdjointCall) -> None:
     """Launch `dense_adjoint`, once for every two input factors of the rule."""
     s, a = call.s, _rows(call.a)
-    s = s.reshape(s.shape[0], -1, s.shape[-1])
+    s = s.reshape(s.shape[0], prod(s.shape[1:-1]), s.shape[-1])
     weight, program = call.weight, call.program
     (_, m, k), n = s.shape, a.shape[1]
     if m * n == 0:
         return
     box = LeftBox.of(program, call.a, feature_axis=-1)
-    box_rows = box.tensor.reshape(2, -1, n) if box.boxed else a[None]
+    box_rows = box.tensor.reshape(2, prod(box.tensor.shape[1:-1]), n) if box.boxed else a[None]
     lower = call.lower.z if call.lower else a
-    out = call.out.reshape(-1, m, n)
+    out = call.out.reshape(call.out.shape[0], m, n)
     for step in call.passes():
         operand, precision = operand_type(weight.source, call.precision, adjoint=True)
-        tile = call.tile or choose(
-            m, n, (1 + step.stacked) * k, len(step.factors), operand, precision, weight.parts
+        lefts, parts = (1, 1) if step.stacked else (s.shape[0], weight.parts)
+        demand = Demand(
+            m, n, k, operand, precision, len(step.factors), parts, lefts, registers=128 // lefts
         )
+        tile = call.tile or choose(demand)
         _, w_n, w_k = weight.tensor.stride()
         dense_adjoint[(_programs(m, n, tile),)](
             s, weight.tensor, a, box_rows, lower, out, m, n, k, max(a.shape[0], 1),

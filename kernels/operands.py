@@ -135,7 +135,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class AdjointCall:
-    """One adjoint: `s` `[quotients, targets * batch, ...]` to `out` `[parts, targets * batch, ...]`.
+    """One adjoint: `[quotients, targets * batch, ...]` to `[parts, targets * batch, ...]`.
 
     `out` has one part, or as many as the lower layer's rule has quotients.
     """

@@ -91,7 +91,7 @@ def tile_index(pid, tiles_m, tiles_n, GROUP: tl.constexpr):
 def load_operand(pointers, mask, OPERAND: tl.constexpr):
     """A tile, widened before any arithmetic where the operands are float32."""
     tile = tl.load(pointers, mask=mask, other=0.0)
-    if OPERAND == tl.float32:
+    if tl.float32 == OPERAND:
         tile = tile.to(tl.float32)
     return tile
 

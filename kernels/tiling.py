@@ -1,23 +1,34 @@
-"""Block sizes by shape.  No device is asked: the bounds are those of sm_90, sm_80 a subset.
+"""Block sizes by shape, within the limits of the current target, which is asked at a launch only.
 
-Two rules prune the lists (README.md): at most 128 float32 accumulator registers a thread, and the
-staged operand tiles within shared memory.
+Two rules prune the lists (README.md): float32 accumulator registers a thread, and the staged
+operand tiles within shared memory.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-__all__ = ["SHARED_LIMIT", "Tile", "candidates", "choose", "direct_tile", "fits", "shared_bytes"]
+__all__ = ["Demand", "Tile", "candidates", "choose", "direct_tile", "shared_limit"]
 
-SHARED_LIMIT = 232_448
-"""Bytes of shared memory a program may use on sm_90 (227 KiB)."""
+SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
+"""Bytes of shared memory a program may use, by compute capability; 64 KiB on AMD and elsewhere."""
 
-ACCUMULATOR_LIMIT = 128
-"""Float32 accumulator registers a thread: above it the compiler spills."""
+SHAPES = [
+    (128, 128, 8),
+    (128, 64, 8),
+    (64, 64, 4),
+    (128, 32, 4),
+    (64, 32, 4),
+    (128, 16, 4),
+    (32, 32, 4),
+    (32, 16, 4),
+    (16, 16, 4),
+]
+"""Rows, columns and warps of the tiles, in order of preference."""
 
 
 class Tile(NamedTuple):
@@ -31,68 +42,90 @@ class Tile(NamedTuple):
     group: int = 8
 
 
-def accumulator_registers(tile: Tile, accumulators: int) -> int:
-    """Float32 accumulator registers a thread."""
-    return accumulators * tile.m * tile.n // (32 * tile.warps)
+@dataclass(frozen=True)
+class Demand:
+    """What a kernel asks of a tile.
 
-
-def shared_bytes(tile: Tile, parts: int, width: int) -> int:
-    """Bytes of the staged tiles: one left operand and `parts` weights of `width` bytes a number."""
-    return tile.stages * width * tile.k * (tile.m + parts * tile.n)
-
-
-def fits(tile: Tile, accumulators: int, parts: int, width: int) -> bool:
-    """Whether a tile keeps to both limits."""
-    return (
-        accumulator_registers(tile, accumulators) <= ACCUMULATOR_LIMIT
-        and shared_bytes(tile, parts, width) <= SHARED_LIMIT
-    )
-
-
-def candidates(accumulators: int, parts: int, width: int, exact: bool) -> list[Tile]:
-    """The tiles worth timing, largest first.
-
-    Args:
-        accumulators: of the kernel, 1 or 2.
-        parts: weight tiles loaded in one step.
-        width: bytes of an operand's number.
-        exact: whether products are IEEE float32 (no tensor cores: small tiles).
-    """
-    if exact:
-        return [Tile(64, 64, 32, 4, 2), Tile(64, 32, 32, 4, 2), Tile(32, 32, 32, 4, 2)]
-    depth = 128 // width
-    tiles = [
-        Tile(m, n, k, warps, stages)
-        for m, n, warps in [(128, 128, 8), (128, 64, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4)]
-        for k in (depth, depth // 2)
-        for stages in (3, 4, 2)
-    ]
-    return [tile for tile in tiles if fits(tile, accumulators, parts, width)]
-
-
-def choose(
-    m: int, n: int, k: int, accumulators: int, operand: Any, precision: str, parts: int
-) -> Tile:
-    """The tile for a product of `[m, k]` with `[k, n]` until a measured table says otherwise.
-
-    Args:
-        m, n, k: extents of the product.
-        accumulators: 1 or 2.
+    Attributes:
+        m, n, k: extents of the product (k: of one tap).
         operand: Triton dtype of the operands.
         precision: `input_precision` of the products.
+        accumulators: 1 or 2.
         parts: weight tiles loaded in one step.
+        lefts: left tiles loaded in one step.
+        left_width: bytes of a number of the left operand in memory.
+        registers: float32 accumulator registers a thread may hold before the compiler spills.
+        deepest: longest contraction of a block.
     """
+
+    m: int
+    n: int
+    k: int
+    operand: Any
+    precision: str
+    accumulators: int = 1
+    parts: int = 1
+    lefts: int = 1
+    left_width: int = 4
+    registers: int = 128
+    deepest: int = 64
+
+    @property
+    def exact(self) -> bool:
+        """IEEE float32 products: no tensor cores."""
+        return self.operand == tl.float32 and self.precision == "ieee"
+
+    @property
+    def width(self) -> int:
+        """Bytes of an operand."""
+        return self.operand.primitive_bitwidth // 8
+
+    def registers_of(self, tile: Tile) -> int:
+        """Accumulator registers a thread."""
+        return self.accumulators * tile.m * tile.n // (32 * tile.warps)
+
+    def shared_of(self, tile: Tile) -> int:
+        """Bytes of the staged tiles."""
+        left = self.lefts * self.left_width * tile.m
+        return tile.stages * tile.k * (left + self.parts * self.width * tile.n)
+
+
+def shared_limit() -> int:
+    """Bytes of shared memory a program may use on the current target."""
+    target = triton.runtime.driver.active.get_current_target()
+    return SHARED_LIMITS.get(target.arch, 65_536) if target.backend == "cuda" else 65_536
+
+
+def candidates(demand: Demand, limit: int) -> list[Tile]:
+    """The tiles worth timing for a kernel, most preferred first."""
+    registers, depths, stages = demand.registers, (128 // demand.width,), (3, 4, 2)
+    if demand.exact:
+        registers, depths, stages = min(registers, 32), (32,), (2,)
+    if demand.precision == "tf32x3":
+        registers = min(registers, 64)
+    depths = tuple(depth for first in depths for depth in (first, first // 2, first // 4))
+    tiles = [
+        Tile(m, n, k, warps, stage) for m, n, warps in SHAPES for k in depths for stage in stages
+    ]
+    return [
+        tile
+        for tile in tiles
+        if tile.k <= demand.deepest
+        and demand.registers_of(tile) <= registers
+        and demand.shared_of(tile) <= limit
+    ]
+
+
+def choose(demand: Demand) -> Tile:
+    """The tile for a product until a measured table says otherwise."""
     from relprop.kernels.tiles import interpreted
 
     if interpreted():
-        return _interpreter_tile(m, n, k)
-    exact = operand == tl.float32 and precision == "ieee"
-    width = operand.primitive_bitwidth // 8
-    tiles = candidates(accumulators, parts, width, exact)
-    if precision == "tf32x3":
-        tiles = [tile for tile in tiles if tile.m * tile.n <= 128 * 64]
+        return _interpreter_tile(demand.m, demand.n, demand.k)
+    tiles = candidates(demand, shared_limit())
     for tile in tiles:
-        if tile.m < 2 * m and tile.n < 2 * n and tile.k < 2 * max(k, 16):
+        deep = tile.k < 2 * max(demand.k, 32)
+        if tile.m < 2 * max(demand.m, 9) and tile.n < 2 * max(demand.n, 9) and deep:
             return tile
     return tiles[-1]
 

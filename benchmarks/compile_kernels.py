@@ -1,0 +1,318 @@
+"""Compile every kernel at its production tiles without a GPU, and write what the compiler used.
+
+The launchers run on meta tensors under a driver that names a target but owns no device, so that
+Triton specialises each argument just as it would at a launch, compiles, and stops there.
+
+    python -m benchmarks.compile_kernels            # writes benchmarks/records/kernels-triton-*.md
+    python -m benchmarks.compile_kernels --check    # compiles a few, writes nothing
+
+The exit status is 1 if a kernel spills, serialises its tensor-core products (ptxas advisory C7515)
+or needs more shared memory than a program may have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from relprop import rules
+from relprop.maps import Conv, Dense, LinearMap
+
+RECORDS = Path(__file__).resolve().parent / "records"
+TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
+SHARED_LIMITS = {"sm_80": 166_912, "sm_90": 232_448, "gfx942": 65_536}
+"""Bytes of shared memory a program may have."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer to compile: every kernel that its three passes launch."""
+
+    name: str
+    map: LinearMap
+    rule: rules.LinearRule
+    a: tuple[int, ...]
+    w: tuple[int, ...]
+    dtype: torch.dtype = torch.bfloat16
+    nonnegative: bool = True
+    precision: str = "highest"
+    channels_last: bool = True
+
+
+@dataclass(frozen=True)
+class Build:
+    """What one compilation reports; None where the compiler did not say."""
+
+    case: str
+    kernel: str
+    target: str
+    tile: str
+    registers: int | None
+    spills: int | None
+    shared: int
+    instruction: str
+    serialized: bool
+
+    @property
+    def faults(self) -> list[str]:
+        """Why this build must not ship."""
+        faults = []
+        if self.spills is None:
+            faults.append("no report of spills")
+        elif self.spills:
+            faults.append(f"spills {self.spills} bytes")
+        if self.serialized:
+            faults.append("serialized tensor-core products (C7515)")
+        if self.shared > SHARED_LIMITS[self.target]:
+            faults.append(f"{self.shared} bytes of shared memory")
+        return faults
+
+
+class Recorder:
+    """Stands in for a device: names a target, keeps what is compiled, launches nothing."""
+
+    def __init__(self, target: str) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = target
+        self.number = list(TARGETS).index(target)
+        self.gpu_target = GPUTarget(*TARGETS[target])
+        self.case = ""
+        self.builds: list[Build] = []
+        self.logs: dict[str, str] = {}
+
+    def get_current_device(self) -> int:
+        return self.number
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return self.gpu_target
+
+    def add(self, function: Any, compiled: Any, options: dict[str, Any], log: str) -> None:
+        """Keep one compilation."""
+        tile = "x".join(str(options[key]) for key in ("BM", "BN", "BK", "B") if key in options)
+        tile += f" w{options.get('num_warps', 4)} s{options.get('num_stages', '-')}"
+        if compiled.hash not in self.logs or log:
+            self.logs[compiled.hash] = log
+        log = self.logs[compiled.hash]
+        registers, spills = _resources(compiled.asm, log)
+        self.builds.append(
+            Build(
+                case=self.case,
+                kernel=function.fn.__name__,
+                target=self.target,
+                tile=tile,
+                registers=registers,
+                spills=spills,
+                shared=compiled.metadata.shared,
+                instruction=_instruction(compiled.asm),
+                serialized="C7515" in log,
+            )
+        )
+
+
+def _resources(asm: dict[str, Any], log: str) -> tuple[int | None, int | None]:
+    if "amdgcn" in asm:
+        registers = re.search(r"\.vgpr_count:\s+(\d+)", asm["amdgcn"])
+        spills = re.search(r"\.vgpr_spill_count:\s+(\d+)", asm["amdgcn"])
+    else:
+        registers = re.search(r"Used (\d+) registers", log)
+        spills = re.search(r"(\d+) bytes spill stores", log)
+    return (
+        int(registers[1]) if registers else None,
+        int(spills[1]) if spills else None,
+    )
+
+
+def _instruction(asm: dict[str, Any]) -> str:
+    """The tensor-core instruction of a kernel, or "-"."""
+    text = asm.get("amdgcn") or asm["ptx"]
+    found = re.search(r"(wgmma\.mma_async|mma\.sync|v_mfma_\w+)[\w.]*", text)
+    if found is None:
+        return "-"
+    shape = re.search(r"m\d+n\d+k\d+[\w.]*", found[0])
+    return found[1] if shape is None else f"{found[1]} {shape[0]}"
+
+
+@contextlib.contextmanager
+def recording(target: str) -> Iterator[Recorder]:
+    """Within the block, launches compile for `target` and do not run."""
+    from triton import knobs
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    recorder = Recorder(target)
+    original = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        log = io.StringIO()
+        with contextlib.redirect_stdout(log):
+            compiled = original(self, *args, grid=grid, warmup=True, **kwargs)
+        recorder.add(self, compiled, kwargs, log.getvalue())
+
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        knobs.nvidia.dump_ptxas_log = True
+        driver.set_active(recorder)
+        JITFunction.run = compile_only
+        try:
+            yield recorder
+        finally:
+            JITFunction.run = original
+            os.environ.pop("TRITON_CACHE_DIR")
+
+
+def cases() -> list[Case]:
+    """Each kernel form at a production shape: VGG-16's and ResNet-50's layers, batch 64."""
+    conv = Conv((1, 1), ((1, 1), (1, 1)), (1, 1))
+    strided = Conv((2, 2), ((1, 1), (1, 1)), (1, 1))
+    depthwise = Conv((1, 1), ((1, 1), (1, 1)), (1, 1), groups=96)
+    grouped = Conv((1, 1), ((1, 1), (1, 1)), (1, 1), groups=32)
+    transposed = Conv((2, 2), ((1, 1), (1, 1)), (1, 1), transposed=True)
+    first = Conv((1, 1), ((1, 1), (1, 1)), (1, 1))
+    volume = Conv((1, 1, 1), ((1, 1),) * 3, (1, 1, 1))
+    dense_a, dense_w = (64, 4096), (4096, 4096)
+    token_a, token_w = (64, 197, 768), (3072, 768)
+    conv_a, conv_w = (64, 256, 28, 28), (256, 256, 3, 3)
+    main: list[rules.LinearRule] = [
+        rules.Epsilon(),
+        rules.ZPlus(),
+        rules.AlphaBeta(),
+        rules.Gamma(),
+        rules.WSquare(),
+    ]
+    found = [Case(f"dense {_label(rule)}", Dense(), rule, dense_a, dense_w) for rule in main] + [
+        Case(f"conv {_label(rule)}", conv, rule, conv_a, conv_w) for rule in main
+    ]
+    found += [Case(f"tokens {_label(rule)}", Dense(), rule, token_a, token_w) for rule in main[:4]]
+    found += [
+        Case("tokens signed AlphaBeta", Dense(), main[2], token_a, token_w, nonnegative=False),
+        Case("tokens signed Gamma", Dense(), main[3], token_a, token_w, nonnegative=False),
+        Case("dense signed AlphaBeta", Dense(), main[2], dense_a, dense_w, nonnegative=False),
+        Case("conv signed AlphaBeta", conv, main[2], conv_a, conv_w, nonnegative=False),
+        Case("dense signed Gamma", Dense(), main[3], dense_a, dense_w, nonnegative=False),
+        Case("conv signed Gamma", conv, main[3], conv_a, conv_w, nonnegative=False),
+        Case("pixels ZBox", first, rules.ZBox(-2.1, 2.6), (64, 3, 224, 224), (64, 3, 3, 3)),
+        Case("conv stride 2 AlphaBeta", strided, main[2], conv_a, conv_w),
+        Case("grouped ZPlus", grouped, main[1], (64, 512, 28, 28), (512, 16, 3, 3)),
+        Case("depthwise ZPlus", depthwise, main[1], (64, 96, 28, 28), (96, 1, 3, 3)),
+        Case("transposed ZPlus", transposed, main[1], (64, 256, 14, 14), (256, 128, 4, 4)),
+        Case("conv 3-d ZPlus", volume, main[1], (8, 64, 16, 28, 28), (64, 64, 3, 3, 3)),
+        Case("conv NCHW ZPlus", conv, main[1], conv_a, conv_w, channels_last=False),
+        Case(
+            "joint", Dense(), rules.Joint(channels=(0, 1024)), dense_a, dense_w, nonnegative=False
+        ),
+    ]
+    for precision in ("highest", "high"):
+        for rule in (rules.Epsilon(), rules.AlphaBeta()):
+            name = f"float32 {precision} {_label(rule)}"
+            extra: dict[str, Any] = {"dtype": torch.float32, "precision": precision}
+            found.append(Case(f"dense {name}", Dense(), rule, dense_a, dense_w, **extra))
+            found.append(Case(f"conv {name}", conv, rule, conv_a, conv_w, **extra))
+    found.append(
+        Case("dense float16 AlphaBeta", Dense(), main[2], dense_a, dense_w, dtype=torch.float16)
+    )
+    return found
+
+
+def _label(rule: rules.LinearRule) -> str:
+    return type(rule).__name__
+
+
+def build(case: Case) -> None:
+    """Run the three passes of a case on meta tensors."""
+    from relprop import kernels
+
+    a = torch.empty(case.a, dtype=case.dtype, device="meta")
+    w = torch.empty(case.w, dtype=case.dtype, device="meta")
+    if case.channels_last and len(case.a) in (4, 5):
+        layout = torch.channels_last if len(case.a) == 4 else torch.channels_last_3d
+        a, w = a.to(memory_format=layout), w.to(memory_format=layout)
+    conv = case.map
+    wide = isinstance(conv, Conv) and conv.transposed
+    b = torch.empty(case.w[1] if wide else case.w[0], device="meta", dtype=case.dtype)
+    saved = kernels.contraction(
+        conv, case.rule, a, w, b, nonnegative=case.nonnegative, precision=case.precision
+    )
+    assert saved.y is not None
+    s = kernels.quotient(saved, torch.empty((1, *saved.y.shape), device="meta"))
+    kernels.adjoint(saved, s, precision=case.precision)
+
+
+def others() -> list[tuple[str, Callable[[], object]]]:
+    """Kernels outside the linear layers."""
+    from relprop import kernels
+
+    a = torch.empty((64, 64, 112, 112), device="meta")
+    r = torch.empty((1, *a.shape), device="meta")
+    return [("residual split", lambda: kernels.residual_split(a, a, r, 1e-6))]
+
+
+def table(builds: list[Build]) -> str:
+    """The record: one row a build, faults last."""
+    import triton
+
+    lines = [
+        f"# Kernels compiled by Triton {triton.__version__}",
+        "",
+        "Generated by `python -m benchmarks.compile_kernels`, without a GPU: nothing was timed.",
+        "Registers are per thread, spills and shared memory in bytes; AMD's registers are VGPRs.",
+        "",
+        "| case | kernel | target | tile | registers | spills | shared | tensor core | C7515 |",
+        "|---|---|---|---|--:|--:|--:|---|---|",
+    ]
+    for b in builds:
+        lines.append(
+            f"| {b.case} | {b.kernel} | {b.target} | {b.tile} | {b.registers} | {b.spills} | "
+            f"{b.shared} | {b.instruction} | {'yes' if b.serialized else 'no'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compile, write the record, name the faults."""
+    import triton
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="compile the cases whose name contains this")
+    parser.add_argument("--target", choices=list(TARGETS), action="append")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args(arguments)
+    builds: list[Build] = []
+    for target in options.target or TARGETS:
+        with recording(target) as recorder:
+            work = [(case.name, lambda case=case: build(case)) for case in cases()] + others()
+            for name, run in work:
+                if options.only in name:
+                    recorder.case = name
+                    run()
+        builds += recorder.builds
+    seen = list(dict.fromkeys(builds))
+    text = table(seen)
+    if options.check or options.only or options.target:
+        print(text)
+    else:
+        RECORDS.mkdir(exist_ok=True)
+        (RECORDS / f"kernels-triton-{triton.__version__}.md").write_text(text)
+    faults = [(b, b.faults) for b in seen if b.faults]
+    for b, found in faults:
+        print(f"{b.case}: {b.kernel} for {b.target}, tile {b.tile}: {', '.join(found)}")
+    print(f"{len(seen)} builds, {len(faults)} with faults")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Flat: relevance spread evenly over the receptive field, without products.
+
+The denominators are counts: an output at position q sees n(q) taps of C / groups channels each, so
+s(q) = sum over the group's outputs of R(q) / (n(q) C / groups + epsilon), and a box filter of ones,
+the depthwise form of the adjoint, carries s back.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from relprop.kernels import conv_launch
+from relprop.kernels.operands import AdjointCall, Weight
+from relprop.kernels.pointwise import ordered_empty
+from relprop.kernels.program import compile_rule
+from relprop.kernels.tiles import FUSION, interpreted
+from relprop.maps import Conv, Dense, LinearMap
+from relprop.rules import Flat
+
+__all__ = ["flat_relevance"]
+
+
+@triton.jit
+def flat_dense(r, out, M, N, K, stride_rm, stride_rn, epsilon, BM: tl.constexpr, BN: tl.constexpr):
+    """out [M, K]: every row the sum of r [M, N] over its N outputs, divided by K + epsilon."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    row_mask = (rows < M)[:, None]
+    total = tl.zeros((BM, BN), tl.float32)
+    wide = rows.to(tl.int64)[:, None]
+    for first in range(0, N, BN):
+        columns = first + tl.arange(0, BN)
+        pointers = r + wide * stride_rm + columns.to(tl.int64)[None, :] * stride_rn
+        total += tl.load(pointers, mask=row_mask & (columns < N)[None, :], other=0.0)
+    share = tl.sum(total, axis=1)[:, None] / (K + epsilon)
+    for first in range(0, K, BN):
+        columns = first + tl.arange(0, BN)
+        value = tl.broadcast_to(share, (BM, BN))
+        tl.store(out + wide * K + columns[None, :], value, mask=row_mask & (columns < K)[None, :])
+
+
+@triton.jit
+def seen_taps(q, size, AXIS: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """How many taps of one axis meet the input at output coordinate q."""
+    count = q * 0
+    for tap in range(0, AXIS[3]):
+        if TRANSPOSED:
+            spread = q + AXIS[1] - tap * AXIS[2]
+            source = spread // AXIS[0]
+            hit = (spread >= 0) & (spread % AXIS[0] == 0) & (source < size)
+        else:
+            source = q * AXIS[0] - AXIS[1] + tap * AXIS[2]
+            hit = (source >= 0) & (source < size)
+        count += hit.to(tl.int32)
+    return count
+
+
+@triton.jit
+def flat_quotient(
+    r,
+    s,
+    images,
+    groups,
+    outputs,
+    channels,
+    XD,
+    XH,
+    XW,
+    OD,
+    OH,
+    OW,
+    stride_rb,
+    stride_rc,
+    stride_rd,
+    stride_rh,
+    stride_rw,
+    epsilon,
+    AXES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """s [images, groups, *O] of r [images, groups * outputs, *O] by strides."""
+    index = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    valid = index < images * groups * OD * OH * OW
+    ow = (index % OW).to(tl.int32)
+    oh = ((index // OW) % OH).to(tl.int32)
+    od = ((index // (OW * OH)) % OD).to(tl.int32)
+    slot = index // (OW * OH * OD)
+    group = slot % groups
+    image = slot // groups
+    place = image * stride_rb + group * outputs * stride_rc
+    place += od.to(tl.int64) * stride_rd + oh.to(tl.int64) * stride_rh + ow.to(tl.int64) * stride_rw
+    total = tl.zeros((BM, BN), tl.float32)
+    for first in range(0, outputs, BN):
+        columns = first + tl.arange(0, BN)
+        pointers = r + place[:, None] + columns.to(tl.int64)[None, :] * stride_rc
+        total += tl.load(pointers, mask=valid[:, None] & (columns < outputs)[None, :], other=0.0)
+    count = seen_taps(od, XD, AXES[0], TRANSPOSED) * seen_taps(oh, XH, AXES[1], TRANSPOSED)
+    count = (count * seen_taps(ow, XW, AXES[2], TRANSPOSED)).to(tl.float32) * channels
+    empty = count == 0
+    value = tl.where(empty, 0.0, tl.sum(total, axis=1) / tl.where(empty, 1.0, count + epsilon))
+    tl.store(s + index, value, mask=valid)
+
+
+def flat_relevance(linear_map: LinearMap, rule: Flat, a: Tensor, w: Tensor, r: Tensor) -> Tensor:
+    """Relevance of a layer's input under Flat.
+
+    Args:
+        linear_map: a `Dense` or a `Conv`.
+        rule: Flat with its stabilizer.
+        a: the layer's input; only its shape and memory layout are used.
+        w: the layer's weight; only its shape is used.
+        r: relevance of the output, `[targets, batch, ...]`.
+
+    Returns:
+        `[targets, *a.shape]`, float32.
+    """
+    if isinstance(linear_map, Dense):
+        return _dense(rule, a, r)
+    assert isinstance(linear_map, Conv)
+    conv, targets, images = linear_map, r.shape[0], r.shape[0] * a.shape[0]
+    out = ordered_empty((1,), (images, *a.shape[1:]), a)
+    if out.numel():
+        s = _conv_shares(conv, rule, a, w, r.flatten(0, 1))
+        narrow = [conv.groups, w.shape[1]] if not conv.transposed else [w.shape[0], 1]
+        ones = a.new_ones((), dtype=torch.float32).expand(1, *narrow, *w.shape[2:])
+        weight = Weight(ones, ["one"], torch.float32)
+        program = compile_rule(rule)
+        conv_launch.propagate(
+            AdjointCall(conv, program, s[None], a, weight, out, None, "highest", None)
+        )
+    return out[0].unflatten(0, (targets, a.shape[0]))
+
+
+def _dense(rule: Flat, a: Tensor, r: Tensor) -> Tensor:
+    out = a.new_empty((r.shape[0], *a.shape), dtype=torch.float32)
+    rows = r.reshape(prod(r.shape[:-1]), r.shape[-1])
+    (m, n), k = rows.shape, a.shape[-1]
+    if out.numel():
+        block = 64 if interpreted() else 4
+        flat_dense[(triton.cdiv(m, block),)](
+            rows, out, m, n, k, *rows.stride(), rule.epsilon, BM=block, BN=256,
+            enable_fp_fusion=FUSION,
+        )  # fmt: skip
+    return out
+
+
+def _conv_shares(conv: Conv, rule: Flat, a: Tensor, w: Tensor, r: Tensor) -> Tensor:
+    """s `[images, groups, *spatial]`."""
+    spatial, groups = conv.spatial, conv.groups
+    s = r.new_empty((r.shape[0], groups, *r.shape[2:]), dtype=torch.float32)
+    if s.numel() == 0:
+        return s
+    block = 512 if interpreted() else 64
+    extents = (*conv_launch.lift(a.shape[2:], 1), *conv_launch.lift(r.shape[2:], 1))
+    flat_quotient[(triton.cdiv(r.shape[0] * groups * prod(r.shape[2:]), block),)](
+        r, s, r.shape[0], groups, r.shape[1] // groups, a.shape[1] // groups, *extents,
+        *conv_launch.lifted_strides(r, spatial), rule.epsilon,
+        AXES=conv_launch.axes(conv, w.shape[2:]), TRANSPOSED=conv.transposed, BM=block, BN=32,
+        enable_fp_fusion=FUSION,
+    )  # fmt: skip
+    return s

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import threading
 import warnings
@@ -21,6 +23,8 @@ __all__ = ["CAPTURE_LOCK", "capture_by_export", "example_batch"]
 
 CAPTURE_LOCK = threading.RLock()
 """torch.export is not thread-safe: one capture at a time in a process."""
+
+_LOUD = ("torch.export", "torch._dynamo", "torch.fx", "torch._subclasses.fake_tensor")
 
 EXAMPLE_BATCH = 2
 """A batch of 1 would be specialised by torch.export."""
@@ -94,12 +98,13 @@ def _export(
             if _has_axis(leaf, batch_dim):
                 shapes[leaf] = {batch_dim: batch}
         dynamic = shapes.dynamic_shapes(model, args, kwargs)
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._dynamo", "torch.fx")]
+    loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        # torch.export prints the graph so far when it refuses a model; the CaptureError says why
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
             return program.run_decompositions({})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from relprop.capture import CAPTURE_LOCK, capture_by_export, example_batch
 from relprop.errors import CaptureError, InputError, PlanningError
@@ -100,28 +102,52 @@ class Call:
 
 
 class _Entry:
-    """A graph, and the modules, modes and hooks for which it holds."""
+    """A graph, and the state of the model's modules for which it holds."""
 
-    def __init__(self, model: nn.Module, graph: Graph) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, written: set[tuple[int, str]]) -> None:
         self.graph = graph
-        self.state = [(weakref.ref(module), *_modes(module)) for module in model.modules()]
+        self.written = written
+        self.state = [(weakref.ref(module), self._traits(module)) for module in model.modules()]
 
     def holds(self, model: nn.Module, batch: int) -> bool:
         if not self.graph.symbolic and self.graph.batch != batch:
             return False
         modules = list(model.modules())
         return len(modules) == len(self.state) and all(
-            ref() is module and modes == _modes(module)
-            for module, (ref, modes) in zip(modules, map(_split, self.state), strict=True)
+            ref() is module and traits == self._traits(module)
+            for module, (ref, traits) in zip(modules, self.state, strict=True)
         )
 
+    def _traits(self, module: nn.Module) -> tuple[Any, ...]:
+        """Mode, hooks, settings and tensor formats; values of tensors are read at every call."""
+        settings = [item for item in _settings(module) if (id(module), item[0]) not in self.written]
+        tensors = [*module._parameters.values(), *module._buffers.values()]
+        formats = [None if t is None else (t.dtype, t.device, t.shape) for t in tensors]
+        return tuple(module._forward_hooks), tuple(module._forward_pre_hooks), settings, formats
 
-def _modes(module: nn.Module) -> tuple[bool, int, int]:
-    return module.training, len(module._forward_hooks), len(module._forward_pre_hooks)
+
+_SIMPLE = (bool, int, float, str, type(None))
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
-def _split(state: tuple[Any, ...]) -> tuple[Any, Any]:
-    return state[0], state[1:]
+def _settings(module: nn.Module) -> list[tuple[str, Any]]:
+    """Plain attributes that a forward pass may depend on: numbers, names, flags, functions."""
+    found: list[tuple[str, Any]] = []
+    for name, value in module.__dict__.items():
+        kind = type(value)
+        if kind in _SIMPLE or (kind in (tuple, list) and all(type(v) in _SIMPLE for v in value)):
+            found.append((name, tuple(value) if kind is list else value))
+        elif kind in _FUNCTIONS:
+            found.append((name, id(value)))
+    return found
+
+
+def _all_settings(model: nn.Module) -> dict[tuple[int, str], Any]:
+    return {
+        (id(module), name): value
+        for module in model.modules()
+        for name, value in _settings(module)
+    }
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -160,11 +186,16 @@ def unwrap(model: Any) -> nn.Module:
 
 
 def check_modes(model: nn.Module) -> None:
-    """Refuse batch norm and dropout in training mode.
+    """Refuse batch norm and dropout in training mode, and modules without parameters yet.
 
     Raises:
         PlanningError: names the first such module.
     """
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise PlanningError(
+                f"model: '{path}' has no shape yet; call the model once on real inputs first"
+            )
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     for path, module in model.named_modules():
         if module.training and isinstance(module, kinds):
@@ -197,49 +228,61 @@ def captured(model: nn.Module, call: Call) -> Graph:
     check_modes(model)
     with CAPTURE_LOCK:
         graphs = _GRAPHS.setdefault(model, OrderedDict())
-        key = call.key()
+        key = (torch.get_default_dtype(), *call.key())
         for found in (key, (*key, call.batch)):
             entry = graphs.get(found)
             if entry is not None and entry.holds(model, call.batch):
                 graphs.move_to_end(found)
                 return entry.graph
         with neutral_modes(), untouched(model):
-            graph = _capture(model, call)
+            graph, written = _capture(model, call)
         if graph.origin == "export":
-            graphs[key if graph.symbolic else (*key, call.batch)] = _Entry(model, graph)
+            found = key if graph.symbolic else (*key, call.batch)
+            graphs[found] = _Entry(model, graph, written)
             while len(graphs) > KEPT:
                 graphs.popitem(last=False)
         return graph
 
 
-def _capture(model: nn.Module, call: Call) -> Graph:
-    expected = _own_output(model, call.example())
+def _capture(model: nn.Module, call: Call) -> tuple[Graph, set[tuple[int, str]]]:
+    """The graph, and the settings that the forward pass itself writes."""
+    before = _all_settings(model)
+    expected = _example_output(model, call)
+    after = _all_settings(model)
+    written = {key for key in before.keys() | after if before.get(key) != after.get(key)}
     reasons: list[str] = []
-    for with_hooks in (False, True):
-        try:
-            with hooks_disabled(model) if not with_hooks else untouched(model) as hooked:
-                graph = canonical(capture_by_export(model, *call.arguments, call.batch_dim))
-        except CaptureError as error:
-            reasons.append(str(error))
-            break
-        if graph.symbolic:
+    try:
+        with hooks_disabled(model) as hooked:
+            graph = canonical(capture_by_export(model, *call.arguments, call.batch_dim))
+        if graph.symbolic and expected is not None:
             difference = _difference(graph, model, call.example(), expected)
         else:
             difference = _difference(graph, model, call, _own_output(model, call))
         if difference is None:
-            return graph
-        reasons.append(difference)
-        if not hooked:
-            break
+            return graph, written
+        reasons.append(f"{difference} (its hooks change it)" if hooked else difference)
+    except CaptureError as error:
+        reasons.append(str(error))
+    # hooks that change values run here, and see the tensors of an actual call
+    own = _own_output(model, call)
     try:
         graph = canonical(record(model, *call.arguments, call.batch_dim))
     except CaptureError as error:
         reasons.append(str(error))
         raise CaptureError(_explain(model, reasons)) from error
-    difference = _difference(graph, model, call, _own_output(model, call))
+    difference = _difference(graph, model, call, own)
     if difference is not None:
         raise CaptureError(_explain(model, [*reasons, difference]))
-    return graph
+    return graph, written
+
+
+def _example_output(model: nn.Module, call: Call) -> list[Any] | None:
+    """The model's output for the few samples of the example; None if it needs them all."""
+    try:
+        return _own_output(model, call.example())
+    except InputError:
+        _own_output(model, call)
+        return None
 
 
 def _explain(model: nn.Module, reasons: list[str]) -> str:

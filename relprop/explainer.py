@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from relprop import backends, gradients, methods, run
-from relprop.captured import Call, captured, neutral_modes, unwrap
+from relprop.captured import KEPT, Call, captured, neutral_modes, unwrap
 from relprop.conservation import StepRecord
 from relprop.errors import InputError, PlanningError
 from relprop.explanation import Explanation
-from relprop.graph import Graph, Ref, refs_of
 from relprop.gradients import GradientPlan
+from relprop.graph import Graph, Ref, refs_of
 from relprop.plan import Plan
 from relprop.targets import Target, resolve_target, seed, squeeze_targets, start_sums
 
@@ -174,24 +174,27 @@ class Explainer:
         if lengths is not None:
             raise InputError("lengths: the model has no recurrent layer that could use them")
         call = Call.of(inputs, kwargs, self.batch_dim)
+        with neutral_modes():
+            return self._explained_call(call, target, start, full)
+
+    def _explained_call(self, call: Call, target: Any, start: Any, full: bool) -> Explanation:
         self._check_inputs(call)
         graph, plan, engine = self._prepare(call)
         values = dict(zip(graph.inputs, call.leaves, strict=True))
         chosen = self._chosen(graph, call, plan)
-        named = {path: _layer(plan, path) for path in self.layers} if full else {}
+        named = {path: _layer(plan, path) for path in self.layers}
         begin = _Start(target, self.start if start is None else start, call, self.nan_policy)
-        wanted = [*chosen, *named.values()]
+        wanted = [*chosen, *named.values()] if full else chosen
         records: list[StepRecord] = []
         if isinstance(plan, GradientPlan):
             output, seeds, found = gradients.attribute(plan, self.model, values, begin, wanted)
         else:
             assert engine is not None
-            with neutral_modes():
-                passed = run.forward(plan, engine, self.model, values)
-                output, seeds = passed.output, begin(passed.output)
-                batch = (call.batch, self.batch_dim)
-                kept = records if full else None
-                found = run.relevance(plan, engine, passed, seeds, wanted, kept, batch)
+            passed = run.forward(plan, engine, self.model, values)
+            output, seeds = passed.output, begin(passed.output)
+            batch = (call.batch, self.batch_dim)
+            kept = records if full else None
+            found = run.relevance(plan, engine, passed, seeds, wanted, kept, batch)
         maps = [_map(found.get(name), values[name], seeds) for name in chosen]
         return self._result(call, begin, output, seeds, maps, named, found, records)
 
@@ -235,23 +238,26 @@ class Explainer:
             if not isinstance(leaf, Tensor):
                 continue
             if leaf.is_complex() or leaf.layout is not torch.strided:
-                raise InputError(f"input {label}: {leaf.dtype}, {leaf.layout}; expected real, dense")
+                raise InputError(
+                    f"input {label}: {leaf.dtype}, {leaf.layout}; expected real, dense numbers"
+                )
             if self.nan_policy == "raise" and leaf.is_floating_point():
                 _check_finite(f"input {label}", leaf)
 
     def _prepare(self, call: Call) -> tuple[Graph, Plan | GradientPlan, run.Engine | None]:
         graph = captured(self.model, call)
-        # the graph is held by the entry, so that its id stays its own
+        # the graph is held by the entry, so that its id stays its own; a recorded one serves once
+        key = id(graph) if graph.origin == "export" else "recorded"
         with self._lock:
-            entry = self._plans.get(id(graph))
-            if entry is None:
+            entry = self._plans.get(key)
+            if entry is None or entry[0] is not graph:
                 plan = self._bind(graph, call)
                 engine = run.Engine(backends.get(self.backend), self.frozen)
                 entry = (graph, plan, engine)
-                self._plans[id(graph)] = entry
-                while len(self._plans) > 16:
+                self._plans[key] = entry
+                while len(self._plans) > KEPT:
                     self._plans.popitem(last=False)
-            self._plans.move_to_end(id(graph))
+            self._plans.move_to_end(key)
             return entry
 
     def _bind(self, graph: Graph, call: Call) -> Plan | GradientPlan:

@@ -14,6 +14,7 @@ from relprop.analysis import Facts, analyse
 from relprop.errors import InputError, PlanningError
 from relprop.graph import Graph, Ref
 from relprop.methods import GradientMethod
+from relprop.run import source_values
 from relprop.tables import table
 
 __all__ = ["GradientPlan", "attribute"]
@@ -116,12 +117,12 @@ def attribute(
             f"{method.name}: token inputs have no values to vary; explain the embedded input, or "
             "use 'gradient_x_input'"
         )
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():
         output = _values(plan, model, inputs, ())[plan.output].detach()
     start = seed(output)
     total: dict[str, Tensor] = {}
     for varied, weight in _points(plan, inputs, wanted):
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             values = _values(plan, model, varied, wanted)
             starts = start if method.samples == 1 else seed(values[plan.output].detach())
             maps = _gradients(plan, values, starts, wanted)
@@ -170,7 +171,8 @@ def _values(
 ) -> dict[str, Any]:
     """The output and the values `wanted`, in a graph of autograd's that leads to them."""
     graph, method, facts = plan.graph, plan.method, plan.facts
-    values = {name: source.read(model) for name, source in graph.sources.items()} | dict(inputs)
+    values = source_values(graph, model, graph.sources) | dict(inputs)
+    values = {name: _ordinary(value) for name, value in values.items()}
     wanted = set(wanted)
     for name in wanted & set(inputs):
         if isinstance(values[name], Tensor) and values[name].is_floating_point():
@@ -191,6 +193,11 @@ def _values(
         for name in last[node.name]:
             values.pop(name, None)
     return values
+
+
+def _ordinary(value: Any) -> Any:
+    """A tensor made under inference mode as one that autograd takes."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _embeddings(plan: GradientPlan) -> dict[str, str]:
@@ -225,7 +232,9 @@ def _gradients(
         stacked = torch.stack(found).to(start.dtype)
         if name in embedded:
             stacked = _power(plan.method, stacked)
-            stacked = (stacked * values[name].detach() if plan.method.times_input else stacked).sum(-1)
+            if plan.method.times_input:
+                stacked = stacked * values[name].detach()
+            stacked = stacked.sum(-1)
             name = embedded[name]
             stacked = maps[name] + stacked if name in maps else stacked
         maps[name] = stacked

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 from relprop.capture import _argument, _parts, _shape, operation_name
 from relprop.errors import CaptureError
@@ -46,7 +48,7 @@ def record(
         for index, tensor in zip(positions, tensors, strict=True):
             filled[index] = tensor
         call_args, call_kwargs = pytree.tree_unflatten(filled, spec)
-        with calls.followed():
+        with calls.followed(), _NoLeaving():
             flat, out_spec = pytree.tree_flatten(model(*call_args, **call_kwargs))
         structure.append(out_spec)
         return flat
@@ -56,10 +58,47 @@ def record(
         module = make_fx(
             call, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False
         )(*tensors)
+    except CaptureError:
+        raise
     except Exception as error:
         raise CaptureError(f"recording the call failed: {type(error).__name__}: {error}") from error
     batch = next((x.shape[batch_dim] for x in tensors if x.ndim > batch_dim), 1)
     return _graph(model, module, calls, leaves, positions, structure[-1], batch)
+
+
+class _NoLeaving(TorchFunctionMode):
+    """Refuses to turn recorded values into NumPy arrays or lists.
+
+    What comes back from there would be a constant, and its relevance lost without a word.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        mode = get_proxy_mode()
+        if name in _LEAVING and mode is not None and args[0] in mode.tracer.tensor_tracker:
+            raise CaptureError(
+                f"the forward pass leaves PyTorch: {_LEAVING[name]} at {_caller()}; compute that "
+                "with tensor operations"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+_LEAVING = {
+    "numpy": "Tensor.numpy()",
+    "__array__": "a NumPy conversion",
+    "tolist": "Tensor.tolist()",
+    "__dlpack__": "a DLPack conversion",
+}
+
+
+def _caller() -> str:
+    """File and line of the model's code that is running."""
+    for frame in reversed(traceback.extract_stack()):
+        if not any(part in frame.filename for part in ("/torch/", "/relprop/", "/numpy/")):
+            return f"{frame.filename}:{frame.lineno}"
+    return "an unknown line"
 
 
 class _Calls:
@@ -178,7 +217,9 @@ def _without_mutation(node: Node, renames: dict[str, str]) -> Node:
     functional = getattr(torch.ops.aten, node.op[:-1], None)
     target = node.args[0]
     if functional is None or not isinstance(target, Ref):
-        raise CaptureError(f"'{node.path}': the in-place operation {node.op} has no functional form")
+        raise CaptureError(
+            f"'{node.path}': the in-place operation {node.op} has no functional form"
+        )
     for old in [old for old, new in renames.items() if new == target.name]:
         renames[old] = node.name
     renames[target.name] = node.name

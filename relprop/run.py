@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.backends import Backend
+from relprop.capture import CAPTURE_LOCK
 from relprop.conservation import StepRecord
 from relprop.errors import RelpropError
 from relprop.graph import Graph
@@ -20,7 +21,7 @@ from relprop.layers import Step
 from relprop.oracle import naive_relevance
 from relprop.plan import Plan, rule_text
 
-__all__ = ["Engine", "Forward", "evaluate", "forward", "relevance"]
+__all__ = ["Engine", "Forward", "evaluate", "forward", "relevance", "source_values"]
 
 
 @dataclass
@@ -51,13 +52,19 @@ class Forward:
     shapes: dict[str, Any]
 
 
+def source_values(graph: Graph, model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
+    """The parameters, buffers and constants among `names`, as the model holds them now."""
+    wanted = set(names)
+    # while another thread captures the model, torch.export has tensors of its own in their place
+    with CAPTURE_LOCK:
+        return {n: source.read(model) for n, source in graph.sources.items() if n in wanted}
+
+
 def fixed_values(plan_graph: Graph, names: Iterable[str], model: nn.Module) -> dict[str, Any]:
     """Parameters, buffers, constants and what is computed from them alone, as they are now."""
     read = {name for node in plan_graph.nodes.values() for name in node.refs}
     read.update(plan_graph.output_names)
-    values: dict[str, Any] = {
-        name: source.read(model) for name, source in plan_graph.sources.items() if name in read
-    }
+    values = source_values(plan_graph, model, read)
     wanted = set(names)
     for node in plan_graph.nodes.values():
         if node.name in wanted:
@@ -174,9 +181,7 @@ def _per_sample(r: Tensor, batch: int, axis: int) -> Tensor:
 
 def evaluate(graph: Graph, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """All values that the graph's outputs need, computed plainly; those of the outputs returned."""
-    values: dict[str, Any] = {
-        name: source.read(model) for name, source in graph.sources.items()
-    } | dict(inputs)
+    values = source_values(graph, model, graph.sources) | dict(inputs)
     last = graph.last_reads([*graph.output_names, *inputs])
     for node in graph.nodes.values():
         values[node.name] = node.evaluate(values)

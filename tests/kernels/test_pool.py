@@ -1,0 +1,131 @@
+"""Pooling, the split of a sum: against the library's forward and the float64 reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from relprop import kernels, reference
+
+MAX_CASES: list[tuple[tuple[int, ...], list[int], list[int], list[int], list[int], bool]] = [
+    ((2, 3, 7), [3], [2], [1], [1], False),
+    ((2, 3, 7, 5), [2, 2], [2, 2], [0, 0], [1, 1], False),
+    ((2, 3, 7, 5), [3, 3], [2, 1], [1, 1], [1, 1], True),
+    ((1, 2, 9, 8), [2, 3], [3, 2], [1, 0], [2, 1], True),
+    ((1, 2, 4, 5, 3), [2, 2, 2], [2, 1, 1], [0, 1, 1], [1, 1, 1], False),
+    ((0, 2, 4, 4), [2, 2], [2, 2], [0, 0], [1, 1], False),
+]
+
+
+def layout(x: torch.Tensor, last: bool) -> torch.Tensor:
+    """Channels first or last in memory."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("case", MAX_CASES, ids=str)
+def test_max_pool_first_of_equal_elements(case: Any, last: bool) -> None:
+    shape, kernel, stride, padding, dilation, ceil = case
+    a = layout(torch.randint(-2, 2, shape).float(), last)
+    spatial = len(kernel)
+    function = getattr(F, f"max_pool{spatial}d")
+
+    def pool(x: torch.Tensor) -> Any:
+        return function(x, kernel, stride, padding, dilation, ceil, return_indices=True)
+
+    expected, indices = pool(a)
+    y, winners = kernels.max_pool(a, kernel, stride, padding, dilation, ceil)
+    assert torch.equal(y, expected) and torch.equal(winners.long(), indices)
+    r = torch.randn(3, *y.shape)
+    relevance = kernels.max_pool_relevance(r, winners, a, kernel, stride, padding, dilation)
+    for target in range(3):
+        exact = reference.winner_relevance(pool, a.double(), r[target].double(), spatial)
+        torch.testing.assert_close(relevance[target].double(), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_max_pool_keeps_nan_and_minus_infinity() -> None:
+    a = torch.tensor([[[-torch.inf, -torch.inf, 1.0, torch.nan]]])
+    y, winners = kernels.max_pool(a, [2], [2], [0], [1])
+    assert y[0, 0, 0] == -torch.inf and y[0, 0, 1].isnan()
+    assert winners.flatten().tolist() == [0, 3]
+
+
+AVERAGE_CASES = [
+    ((2, 3, 7), [3], [2], [1], False, True, None),
+    ((2, 3, 7, 5), [2, 2], [2, 2], [0, 0], False, True, None),
+    ((2, 3, 7, 5), [3, 3], [2, 1], [1, 1], True, True, None),
+    ((2, 3, 7, 5), [3, 3], [2, 2], [1, 1], True, False, None),
+    ((1, 2, 6, 5), [3, 2], [1, 3], [1, 0], False, False, 1),
+    ((1, 2, 4, 5, 3), [2, 3, 2], [2, 1, 2], [1, 1, 0], False, True, 5),
+]
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("case", AVERAGE_CASES, ids=str)
+def test_average_pool(case: Any, last: bool) -> None:
+    shape, kernel, stride, padding, ceil, padded, divisor = case
+    a = layout(1 + torch.rand(shape), last)
+    options = [kernel, stride, padding, ceil, padded] + ([divisor] if len(kernel) > 1 else [])
+
+    def pool(x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = getattr(F, f"avg_pool{len(kernel)}d")(x, *options)
+        return result
+
+    y = kernels.average_pool(a, kernel, stride, padding, ceil, padded, divisor)
+    torch.testing.assert_close(y, pool(a))
+    r = torch.randn(2, *y.shape)
+    relevance = kernels.average_pool_relevance(
+        r, y, a, 0.1, kernel, stride, padding, padded, divisor
+    )
+    for target in range(2):
+        exact = reference.norm_relevance(pool, a.double(), r[target].double(), 0.1)
+        torch.testing.assert_close(relevance[target].double(), exact, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "extents"),
+    [
+        ((2, 3, 7), [3]),
+        ((2, 3, 7, 5), [1, 1]),
+        ((2, 3, 7, 5), [3, 4]),
+        ((1, 2, 3, 2), [7, 5]),
+        ((1, 2, 4, 5, 3), [2, 5, 2]),
+    ],
+    ids=str,
+)
+def test_adaptive_average_pool(shape: tuple[int, ...], extents: list[int]) -> None:
+    a = 1 + torch.rand(shape)
+
+    def pool(x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = getattr(F, f"adaptive_avg_pool{len(extents)}d")(x, extents)
+        return result
+
+    y = kernels.adaptive_average_pool(a, extents)
+    torch.testing.assert_close(y, pool(a))
+    r = torch.randn(2, *y.shape)
+    relevance = kernels.adaptive_average_pool_relevance(r, y, a, 0.1)
+    for target in range(2):
+        exact = reference.norm_relevance(pool, a.double(), r[target].double(), 0.1)
+        torch.testing.assert_close(relevance[target].double(), exact, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 3), (2, 3, 5, 7), (0, 3)], ids=str)
+def test_residual_split(shape: tuple[int, ...]) -> None:
+    a, b, r = torch.randn(shape), torch.randn(shape), torch.randn(3, *shape)
+    shares = kernels.residual_split(a, b, r, 0.1)
+    for target in range(3):
+        exact = reference.sum_relevance(a.double(), b.double(), r[target].double(), 0.1)
+        for share, expected in zip(shares, exact):
+            torch.testing.assert_close(share[target].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_residual_split_of_mixed_layouts_and_of_zero() -> None:
+    a = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    b, r = torch.randn(2, 3, 4, 5), torch.randn(1, 2, 3, 4, 5)
+    left, right = kernels.residual_split(a, b, r, 0.0)
+    torch.testing.assert_close(left + right, r)
+    left, right = kernels.residual_split(a, -a, r, 0.0)
+    assert torch.equal(left, torch.zeros_like(r)) and torch.equal(right, torch.zeros_like(r))

@@ -18,6 +18,7 @@ _NO_FLOW = {
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros",
     "new_ones", "new_full", "new_empty", "sym_size", "sign", "sgn",
 }  # fmt: skip
+_SHAPED_LIKE = {"expand_as", "view_as", "reshape_as"}
 _GATES = {"sigmoid", "hardsigmoid", "softmax", "_softmax"}
 _KEEP_GATE = {
     "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t",
@@ -69,13 +70,17 @@ def analyse(graph: Graph, floating: Iterable[str], integer: Iterable[str]) -> Fa
 def carrying_refs(node: Node, facts: Facts) -> list[str]:
     """The values read by the node that can give it relevance, in order, repeated if read twice."""
     found = operation(node.op)
-    if found is not None and found.carry == "linear":
+    if (found is not None and found.carry == "linear") or node.op in _SHAPED_LIKE:
         return [ref.name for ref in node.args[:1] if ref.name in facts.carriers]
-    return [name for name in node.refs if name in facts.carriers]
+    if node.name in facts.tokens or node.op == "embedding":
+        return [name for name in node.refs if name in facts.carriers]
+    return [name for name in node.refs if name in facts.carriers and name not in facts.tokens]
 
 
 def _flow(node: Node, facts: Facts) -> None:
     refs = [name for name in node.refs if name in facts.carriers]
+    if node.op in _SHAPED_LIKE:
+        refs = [name for name in node.refs[:1] if name in facts.carriers]
     if not refs or node.op in _NO_FLOW:
         return
     if all(name in facts.tokens for name in refs):

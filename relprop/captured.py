@@ -54,7 +54,7 @@ class Call:
         """Flatten a call, keywords in alphabetical order."""
         named = dict(sorted((kwargs or {}).items()))
         pairs, spec = pytree.tree_flatten_with_path((inputs, named))
-        labels = [path[1].idx if path[0].idx == 0 else path[1].key for path, _ in pairs]
+        labels = [_label(path[1]) for path, _ in pairs]
         return cls([leaf for _, leaf in pairs], spec, labels, batch_dim)
 
     @property
@@ -88,6 +88,11 @@ class Call:
         leaves = example_batch(self.leaves, self.batch_dim)
         return Call(leaves, self.spec, self.labels, self.batch_dim)
 
+    def copied(self) -> Call:
+        """The same call on copies, which a forward pass may write into."""
+        leaves = [x.detach().clone() if isinstance(x, Tensor) else x for x in self.leaves]
+        return Call(leaves, self.spec, self.labels, self.batch_dim)
+
     def key(self) -> tuple[Any, ...]:
         """What a graph depends on besides the model: structure, shapes but for the batch, types."""
         return (str(self.spec), self.batch_dim, *(self._leaf_key(leaf) for leaf in self.leaves))
@@ -99,6 +104,12 @@ class Call:
         if leaf.ndim > self.batch_dim:
             shape[self.batch_dim] = -1
         return (tuple(shape), leaf.dtype, str(leaf.device))
+
+
+def _label(entry: Any) -> int | str:
+    """A positional argument's number or a keyword."""
+    label: int | str = entry.idx if isinstance(entry, pytree.SequenceKey) else entry.key
+    return label
 
 
 class _Entry:
@@ -144,9 +155,7 @@ def _settings(module: nn.Module) -> list[tuple[str, Any]]:
 
 def _all_settings(model: nn.Module) -> dict[tuple[int, str], Any]:
     return {
-        (id(module), name): value
-        for module in model.modules()
-        for name, value in _settings(module)
+        (id(module), name): value for module in model.modules() for name, value in _settings(module)
     }
 
 
@@ -295,7 +304,7 @@ def _explain(model: nn.Module, reasons: list[str]) -> str:
 
 
 def _own_output(model: nn.Module, call: Call) -> list[Any]:
-    args, kwargs = call.arguments
+    args, kwargs = call.copied().arguments
     try:
         return pytree.tree_leaves(model(*args, **kwargs))
     except Exception as error:

@@ -320,8 +320,10 @@ class Explainer:
                 "output=, an index, a key or a function"
             )
         try:
-            picked = self.output(graph.output) if callable(self.output) else _item(
-                graph.output, self.output
+            picked = (
+                self.output(graph.output)
+                if callable(self.output)
+                else _item(graph.output, self.output)
             )
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise InputError(

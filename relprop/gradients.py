@@ -117,17 +117,22 @@ def attribute(
             f"{method.name}: token inputs have no values to vary; explain the embedded input, or "
             "use 'gradient_x_input'"
         )
-    with torch.no_grad():
-        output = _values(plan, model, inputs, ())[plan.output].detach()
-    start = seed(output)
+    output, start = None, None
+    if method.path or method.noise:  # otherwise the one point is the input itself
+        with torch.no_grad():
+            output = _values(plan, model, inputs, ())[plan.output].detach()
+        start = seed(output)
     total: dict[str, Tensor] = {}
     for varied, weight in _points(plan, inputs, wanted):
         with torch.enable_grad():
             values = _values(plan, model, varied, wanted)
-            starts = start if method.samples == 1 else seed(values[plan.output].detach())
+            reached = values[plan.output].detach()
+            starts = seed(reached)
             maps = _gradients(plan, values, starts, wanted)
+        output, start = (reached, starts) if output is None else (output, start)
         for name, gradient in maps.items():
             total[name] = total[name] + weight * gradient if name in total else weight * gradient
+    assert output is not None and start is not None
     return output, start, {name: _finish(plan, name, g, inputs) for name, g in total.items()}
 
 
@@ -221,10 +226,10 @@ def _gradients(
             output,
             [values[name] for name in names],
             row.to(output.dtype),
-            retain_graph=True,
+            retain_graph=number + 1 < len(start),
             allow_unused=True,
         )
-        for row in start
+        for number, row in enumerate(start)
     ]
     maps: dict[str, Tensor] = {}
     for name, *parts in zip(names, *rows, strict=True):
@@ -245,9 +250,7 @@ def _power(method: GradientMethod, gradient: Tensor) -> Tensor:
     return gradient if method.power == 1 else gradient**method.power
 
 
-def _finish(
-    plan: GradientPlan, name: str, gradient: Tensor, inputs: Mapping[str, Any]
-) -> Tensor:
+def _finish(plan: GradientPlan, name: str, gradient: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     method = plan.method
     if name in plan.facts.tokens or name not in inputs:
         return gradient.detach()

@@ -78,6 +78,11 @@ class Node:
         """Names of the values it reads, in order, repeated if read twice."""
         return list(refs_of((self.args, dict(self.kwargs))))
 
+    @property
+    def overload(self) -> str:
+        """The overload of the ATen operation, "default" if there is but one."""
+        return str(getattr(self.function, "_overloadname", "default"))
+
     def evaluate(self, values: Mapping[str, Any]) -> Any:
         """The value, from the values it reads."""
         args = map_refs(self.args, values.__getitem__)

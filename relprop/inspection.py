@@ -100,9 +100,7 @@ def check(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = Non
         operations=dict(Counter(node.op for node in carrying if node.op != "getitem")),
         unsupported=tuple((node.path, node.op) for node in unsupported(graph, facts)),
         dissolved={
-            node.attributes["folded"]: node.path
-            for node in carrying
-            if "folded" in node.attributes
+            node.attributes["folded"]: node.path for node in carrying if "folded" in node.attributes
         },
         modules=tuple(p for p, name in graph.module_outputs.items() if name in facts.carriers),
         seconds=seconds,

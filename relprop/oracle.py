@@ -104,8 +104,10 @@ def _winner(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tenso
 
     `amax` divides ties in autograd; ranks have none, the first of equal values ranking highest.
     """
-    ranked = _ranks(x).to(r.dtype)
-    return reference.movement_relevance(function, ranked, r)
+    with torch.inference_mode(False), torch.enable_grad():
+        ranks = _ranks(x).to(r.dtype).requires_grad_()
+        (relevance,) = torch.autograd.grad(function(ranks), ranks, r)
+    return relevance
 
 
 def _ranks(x: Tensor) -> Tensor:

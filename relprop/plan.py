@@ -71,11 +71,7 @@ class Plan:
         ruled = [name for name, info in infos.items() if info.kind != "reshape"]
         given = dict(zip(ruled, composite.assign([infos[name] for name in ruled]), strict=True))
         binder = _Binder(graph, facts, composite, precision, method or repr(composite))
-        steps = {
-            node.name: step
-            for node in nodes
-            if (step := binder.bind(node, given.get(node.name))) is not None
-        }
+        steps = binder.bind_all(nodes, given, output)
         binder.raise_problems()
         return cls(graph, steps, output, facts, method or repr(composite), backend)
 
@@ -151,9 +147,7 @@ def layer_info(node: Node, facts: Facts) -> LayerInfo:
 def unsupported(graph: Graph, facts: Facts) -> list[Node]:
     """The operations that carry relevance and have no propagation of their own."""
     return [
-        node
-        for node in graph.nodes.values()
-        if carried(node, facts) and operation(node.op) is None
+        node for node in graph.nodes.values() if carried(node, facts) and operation(node.op) is None
     ]
 
 
@@ -168,13 +162,36 @@ class _Binder:
         self.unruled: list[str] = []
         self.problems: list[str] = []
 
+    def bind_all(
+        self, nodes: list[Node], given: Mapping[str, Rule | None], output: str
+    ) -> dict[str, Step]:
+        """The steps, from the output back: what only gates read gets no relevance, needs no rule."""
+        reached, steps = {output}, {}
+        for node in reversed(nodes):
+            known = len(self.unruled), len(self.problems)
+            step = self.bind(node, given.get(node.name))
+            if node.name not in reached:
+                del self.unruled[known[0] :], self.problems[known[1] :]
+            else:
+                reached.update(node.refs if step is None else _receivers(step))
+            if step is not None:
+                steps[node.name] = step
+        self.unruled.reverse()
+        self.problems.reverse()
+        return dict(reversed(steps.items()))
+
     def bind(self, node: Node, rule: Rule | None) -> Step | None:
         found = operation(node.op)
         inputs = tuple(carrying_refs(node, self.facts))
         if found is None:
             return self._by_hand(node, inputs, rule)
-        if found.carry == "linear" and len([r for r in node.refs if r in self.facts.carriers]) > 1:
+        if found.carry == "linear" and [r for r in node.refs if r in self.facts.carriers] != [
+            *inputs
+        ]:
             self.unruled.append(f"{_where(node)}: its weight depends on the input")
+            return None
+        if len(inputs) > 1 and not found.several:
+            self.unruled.append(f"{_where(node)}: several of its arguments depend on the input")
             return None
         if rule is not None and not found.accepts(rule):
             self.problems.append(f"{_where(node)}: {rule_text(rule)} does not fit {found.kind}")
@@ -240,6 +257,9 @@ class _Binder:
     def _product(self, step: Step) -> Step | None:
         node, rule = step.node, step.rule
         operands = [x.name for x in node.args[:2] if isinstance(x, Ref)]
+        if node.kwargs.get("rounding_mode") is not None:
+            self.unruled.append(f"{_where(node)}: it rounds its result")
+            return None
         if len(step.inputs) == 1:
             if node.op != "mul" and operands and node.args[0] != Ref(step.inputs[0]):
                 self.unruled.append(f"{_where(node)}: the input is in the denominator")
@@ -283,6 +303,12 @@ class _Passed(Unchanged):
 _PASS: Operation = _Passed()
 
 
+def _receivers(step: Step) -> list[str]:
+    """The inputs that the step may hand relevance to: not the gate of a product."""
+    shares = step.options.get("shares", (1,) * len(step.inputs))
+    return [name for name, share in zip(step.inputs, shares, strict=True) if share]
+
+
 def _where(node: Node) -> str:
     return f"'{node.path}' is aten.{node.op}" if node.path else f"aten.{node.op} (in the model)"
 
@@ -290,5 +316,3 @@ def _where(node: Node) -> str:
 def replace_channels(rule: Joint, channels: tuple[int, int]) -> Joint:
     """The rule for pixels in these channels."""
     return Joint(rule.pixel, rule.state, rule.epsilon, rule.zero_params, channels)
-
-

@@ -53,7 +53,7 @@ def record(
         structure.append(out_spec)
         return flat
 
-    tensors = [leaves[index].detach() for index in positions]
+    tensors = [leaves[index].detach().clone() for index in positions]
     try:
         module = make_fx(
             call, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False
@@ -186,7 +186,6 @@ def _graph(
         inputs[index] = name
     output = pytree.tree_unflatten(outputs, out_spec)
     graph = Graph(inputs, sources, nodes, output, {}, batch, symbolic=False, origin="record")
-    graph.rename_values({name: new for name, new in renames.items() if name not in nodes})
     graph.output = map_refs(graph.output, lambda name: Ref(renames.get(name, name)))
     graph.module_outputs = _module_outputs(graph, stacks)
     return graph
@@ -201,9 +200,7 @@ def _node(fx_node: torch.fx.Node, stack: list[str], calls: _Calls) -> Node:
         args=tuple(_argument(arg) for arg in fx_node.args),
         kwargs={key: _argument(arg) for key, arg in fx_node.kwargs.items()},
         path=stack[-1] if stack else "",
-        module_types=tuple(
-            calls.types[call.partition("@")[0]] for call in [*reversed(stack), ""]
-        ),
+        module_types=tuple(calls.types[call.partition("@")[0]] for call in [*reversed(stack), ""]),
         shape=_shape(value),
         dtype=value.dtype if isinstance(value, Tensor) else None,
         attributes=_parts(value),
@@ -223,7 +220,7 @@ def _without_mutation(node: Node, renames: dict[str, str]) -> Node:
     for old in [old for old, new in renames.items() if new == target.name]:
         renames[old] = node.name
     renames[target.name] = node.name
-    overload = getattr(functional, node.function._overloadname)
+    overload = getattr(functional, node.overload)
     return replace(node, op=node.op[:-1], function=overload)
 
 

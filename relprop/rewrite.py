@@ -29,7 +29,9 @@ _IDENTITIES = {
     "dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
     "requires_grad_", "positive", "_conj", "resolve_conj", "resolve_neg",
 }  # fmt: skip
-_VIEWS = {"view", "_unsafe_view", "reshape", "view_as", "reshape_as"}
+_VIEWS = {"view", "_unsafe_view", "reshape"}
+_SYNONYMS = {"multiply": "mul", "divide": "div", "subtract": "sub", "concatenate": "cat",
+             "native_channel_shuffle": "channel_shuffle"}  # fmt: skip
 _PARTS = {"split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split",
           "unsafe_chunk", "unsafe_split_with_sizes"}  # fmt: skip
 _BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm",
@@ -91,8 +93,18 @@ def _dropped_pair(graph: Graph, node: Node) -> bool:
 def _single_values(graph: Graph) -> None:
     """Parts of a split become slices; the values of a max pool with indices become a max pool."""
     for name, node in list(graph.nodes.items()):
-        if node.op in _VIEWS and node.op not in ("view_as", "reshape_as"):
+        if node.op in _VIEWS:
             graph.nodes[name] = replace(node, op="reshape", function=aten.reshape.default)
+        elif node.op in _SYNONYMS:
+            op = _SYNONYMS[node.op]
+            function = getattr(getattr(aten, op), node.overload)
+            graph.nodes[name] = replace(node, op=op, function=function)
+        elif node.op == "pad" and argument(node, 2, "mode", "constant") == "constant":
+            args = (*node.args[:2], argument(node, 3, "value", None) or 0)
+            graph.nodes[name] = replace(
+                node, op="constant_pad_nd", function=aten.constant_pad_nd.default, args=args,
+                kwargs={},
+            )  # fmt: skip
         if node.op != "getitem" or not isinstance(node.args[0], Ref):
             continue
         source = graph.nodes.get(node.args[0].name)
@@ -113,13 +125,13 @@ def _part(source: Node, node: Node) -> Node | None:
         return replace(node, op="slice", function=aten.slice.Tensor, args=args)
     if index != 0:
         return None
-    same = {"args": source.args, "kwargs": source.kwargs}
+    same = replace(node, args=source.args, kwargs=source.kwargs)
     if source.op in _POOLS_WITH_INDICES:
         op = _POOLS_WITH_INDICES[source.op]
-        return replace(node, op=op, function=getattr(aten, op).default, **same)
+        return replace(same, op=op, function=getattr(aten, op).default)
     if source.op in _ADAPTIVE_MAX:
         function = partial(_first, source.function)
-        return replace(node, op=source.op, function=function, **same)
+        return replace(same, op=source.op, function=function)
     if source.op == "max" and len(source.args) > 1:
         args = (source.args[0], [source.args[1]], argument(source, 2, "keepdim", False))
         return replace(node, op="amax", function=aten.amax.default, args=args)

@@ -157,9 +157,7 @@ def _relevance_step(step: Step, saved: Any, r: Tensor, engine: Engine) -> Any:
         raise RelpropError(f"{step.where}: the relevance pass failed: {error}") from error
 
 
-def _record(
-    number: int, step: Step, r: Tensor, parts: Any, batch: int, axis: int
-) -> StepRecord:
+def _record(number: int, step: Step, r: Tensor, parts: Any, batch: int, axis: int) -> StepRecord:
     rule = rule_text(step.rule) if step.rule is not None else step.operation.carry
     into = _per_sample(r, batch, axis)
     outgoing = torch.zeros_like(into)

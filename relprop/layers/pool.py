@@ -127,7 +127,7 @@ class Resampling(LinearPooling):
         corners = node.args[2]
         scales = argument(node, 3, "scale_factors", None)
         spatial = a.ndim - 2
-        if node.function._overloadname != "vec":
+        if node.overload != "vec":
             scales = node.args[3 : 3 + spatial] or None
         given = list(scales) if scales else [None] * spatial
         out: Tensor = backward(s, list(s.shape[2:]), list(a.shape), corners, *given)
@@ -202,7 +202,7 @@ class MaxPooling(Winner):
         indices, shape = saved
         node = step.node
         if node.op != "max_pool2d" or len(shape) != 4:
-            return super().relevance(step, saved, r, backend)
+            return super().relevance(step, saved, r, engine)
         options = [*self._options(node), argument(node, 5, "ceil_mode", False)]
         last = indices.is_contiguous(memory_format=torch.channels_last)
         form = torch.channels_last if last and indices.shape[1] > 1 else torch.contiguous_format
@@ -224,7 +224,7 @@ class AdaptiveMaxPooling(Winner):
         return int(node.op[-2])
 
     def winners(self, node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
-        out, indices = node.function(x, node.args[1])
+        out, indices = getattr(aten, node.op)(x, node.args[1])
         return out, indices
 
 

@@ -1,4 +1,4 @@
-"""Build wheel and sdist, install each into an empty environment, use it, run the README."""
+"""Build wheel and sdist, install each into a fresh environment, use it, run the README."""
 
 from __future__ import annotations
 
@@ -55,28 +55,27 @@ def check_files(python: Path, cwd: Path) -> None:
             raise SystemExit(f"not installed: {name}")
 
 
-def check(archive: Path, folder: Path) -> None:
-    """Install one archive into an empty environment under `folder` and use it."""
-    home = folder / ("wheel" if archive.suffix == ".whl" else "sdist")
-    venv.create(home, with_pip=True)
-    python = home / "bin" / "python"
+def check(archive: Path, python: Path, folder: Path) -> None:
+    """Install one archive, use it, take it away again; what it requires stays."""
     install = (python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt")
     run(*install, f"{archive}{EXTRAS}", cwd=folder)
     check_files(python, folder)
     run(python, "-c", IMPORTS, cwd=folder)
-    words = ("explain", "mnist_cnn", "mnist:sample", "--limit", "3", "--out", home / "out")
-    run(home / "bin" / "relprop", *words, cwd=folder)
+    words = ("explain", "mnist_cnn", "mnist:sample", "--limit", "3", "--out", folder / "out")
+    run(python.parent / "relprop", *words, cwd=folder)
     run(python, ROOT / ".ci" / "readme.py", ROOT / "README.md", cwd=folder)
+    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "relprop", cwd=folder)
 
 
 def main() -> None:
-    """Build both archives, the wheel from the sdist, and check each."""
+    """Build both archives, the wheel from the sdist, and check each in a fresh environment."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dist = folder / "dist"
+        dist, home = folder / "dist", folder / "environment"
         run(sys.executable, "-m", "build", "--outdir", dist, ROOT, cwd=folder, quiet=True)
+        venv.create(home, with_pip=True)
         for archive in sorted(dist.iterdir()):
-            check(archive, folder)
+            check(archive, home / "bin" / "python", folder)
 
 
 if __name__ == "__main__":

@@ -97,4 +97,8 @@ def get(name: str) -> Backend:
             from relprop.backends.naive import ReferenceBackend
 
             return ReferenceBackend()
-    raise InputError(f"backend is {name!r}; expected 'aten' or 'reference'")
+        case "triton":
+            from relprop.backends.triton import TritonBackend
+
+            return TritonBackend()
+    raise InputError(f"backend is {name!r}; expected 'aten', 'reference' or 'triton'")

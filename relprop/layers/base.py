@@ -13,7 +13,7 @@ from relprop.errors import PlanningError
 from relprop.graph import Node, Ref
 from relprop.rules import Rule
 
-__all__ = ["Operation", "Step", "operation", "quotient", "register", "registered", "unbroadcast"]
+__all__ = ["Operation", "Parts", "Step", "operation", "quotient", "register", "registered", "unbroadcast"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,30 @@ class Step:
         return f"'{self.node.path}' ({self.node.op})" if self.node.path else self.node.op
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Relevance of an operation with several values, by their position; those without are absent.
+
+    Attributes:
+        items: `[K, *shape]` of each.
+    """
+
+    items: Mapping[int, Tensor]
+
+    def __add__(self, other: Parts) -> Parts:
+        both = {**self.items}
+        for index, r in other.items.items():
+            both[index] = both[index] + r if index in both else r
+        return Parts(both)
+
+
 class Operation:
     """An operation through which relevance can go back.  Stateless: one instance an operation."""
 
     kind: ClassVar[str] = ""
     carry: ClassVar[str] = ""
+    several: ClassVar[bool] = False
+    """Whether more than one argument may carry relevance."""
 
     def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
         """The value, and what `relevance` needs."""
@@ -135,11 +154,7 @@ def unbroadcast(r: Tensor, shape: torch.Size) -> Tensor:
     lead = r.ndim - 1 - len(shape)
     if lead:
         r = r.sum(tuple(range(1, 1 + lead)))
-    axes = [
-        axis
-        for axis, size in enumerate(shape, start=1)
-        if size == 1 and r.shape[axis] != 1
-    ]
+    axes = [axis for axis, size in enumerate(shape, start=1) if size == 1 and r.shape[axis] != 1]
     return r.sum(axes, keepdim=True) if axes else r
 
 

@@ -26,7 +26,7 @@ class Movement(Operation):
 
 
 @register(
-    "reshape", "view", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel",
+    "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", "view_as", "reshape_as",
 )  # fmt: skip
 class Reshape(Movement):
     """The same elements in the same order."""
@@ -92,6 +92,8 @@ def _plain(step: Step, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
 class Concatenation(Movement):
     """Tensors side by side; those that carry no relevance absorb their share."""
 
+    several = True
+
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         axis = argument(step.node, 1, "dim", 0) % out.ndim + 1
         parts = [ref.name for ref in step.node.args[0]]
@@ -111,6 +113,8 @@ class Concatenation(Movement):
 @register("stack")
 class Stacking(Movement):
     """Tensors along a new axis."""
+
+    several = True
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         axis = argument(step.node, 1, "dim", 0) % out.ndim + 1
@@ -140,8 +144,9 @@ class Padding(Movement):
     "roll", "flip", "repeat", "tile", "repeat_interleave", "index", "index_select", "gather",
     "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
     "replication_pad2d", "replication_pad3d", "pixel_shuffle", "pixel_unshuffle",
-    "channel_shuffle", "native_channel_shuffle", "upsample_nearest1d", "upsample_nearest2d",
-    "upsample_nearest3d", "rot90", "take_along_dim", "unfold", "_upsample_nearest_exact2d",
+    "channel_shuffle", "pad", "fliplr", "flipud", "upsample_nearest1d", "upsample_nearest2d",
+    "upsample_nearest3d", "rot90", "take_along_dim", "unfold", "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
 )  # fmt: skip
 class Copying(Movement):
     """Any other copying of elements: where each came from is found by copying their numbers."""

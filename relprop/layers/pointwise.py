@@ -82,6 +82,7 @@ class Sum(Operation):
 
     kind = "add"
     carry = "sum"
+    several = True
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return [values[name] for name in step.inputs], summand_factors(step), out
@@ -126,6 +127,7 @@ class Multiplication(Operation):
 
     kind = "mul"
     carry = "product"
+    several = True
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return [values[name].shape for name in step.inputs]
@@ -149,6 +151,7 @@ class Selection(Operation):
 
     kind = "reshape"
     carry = "movement"
+    several = True
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         condition, *operands = (values[x.name] if isinstance(x, Ref) else x for x in step.node.args)

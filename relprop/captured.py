@@ -243,7 +243,7 @@ def captured(model: nn.Module, call: Call) -> Graph:
             if entry is not None and entry.holds(model, call.batch):
                 graphs.move_to_end(found)
                 return entry.graph
-        with neutral_modes(), untouched(model):
+        with neutral_modes():
             graph, written = _capture(model, call)
         if graph.origin == "export":
             found = key if graph.symbolic else (*key, call.batch)
@@ -254,14 +254,14 @@ def captured(model: nn.Module, call: Call) -> Graph:
 
 
 def _capture(model: nn.Module, call: Call) -> tuple[Graph, set[tuple[int, str]]]:
-    """The graph, and the settings that the forward pass itself writes."""
-    before = _all_settings(model)
-    expected = _example_output(model, call)
-    after = _all_settings(model)
-    written = {key for key in before.keys() | after if before.get(key) != after.get(key)}
+    """The graph, and the settings that the forward pass itself writes.
+
+    Every run of the model starts from the same state, and so does the check of the graph.
+    """
+    expected, written = _example_output(model, call)
     reasons: list[str] = []
     try:
-        with hooks_disabled(model) as hooked:
+        with untouched(model), hooks_disabled(model) as hooked:
             graph = canonical(capture_by_export(model, *call.arguments, call.batch_dim))
         if graph.symbolic and expected is not None:
             difference = _difference(graph, model, call.example(), expected)
@@ -275,7 +275,8 @@ def _capture(model: nn.Module, call: Call) -> tuple[Graph, set[tuple[int, str]]]
     # hooks that change values run here, and see the tensors of an actual call
     own = _own_output(model, call)
     try:
-        graph = canonical(record(model, *call.arguments, call.batch_dim))
+        with untouched(model):
+            graph = canonical(record(model, *call.arguments, call.batch_dim))
     except CaptureError as error:
         reasons.append(str(error))
         raise CaptureError(_explain(model, reasons)) from error
@@ -285,13 +286,18 @@ def _capture(model: nn.Module, call: Call) -> tuple[Graph, set[tuple[int, str]]]
     return graph, written
 
 
-def _example_output(model: nn.Module, call: Call) -> list[Any] | None:
-    """The model's output for the few samples of the example; None if it needs them all."""
-    try:
-        return _own_output(model, call.example())
-    except InputError:
-        _own_output(model, call)
-        return None
+def _example_output(model: nn.Module, call: Call) -> tuple[list[Any] | None, set[tuple[int, str]]]:
+    """The model's output for the example, None if it needs all samples; the settings it writes."""
+    before = _all_settings(model)
+    expected = None
+    with untouched(model):
+        try:
+            expected = _run_model(model, call.example())
+        except InputError:
+            _run_model(model, call)
+        after = _all_settings(model)
+    written = {key for key in before.keys() | after if before.get(key) != after.get(key)}
+    return expected, written
 
 
 def _explain(model: nn.Module, reasons: list[str]) -> str:
@@ -304,6 +310,11 @@ def _explain(model: nn.Module, reasons: list[str]) -> str:
 
 
 def _own_output(model: nn.Module, call: Call) -> list[Any]:
+    with untouched(model):
+        return _run_model(model, call)
+
+
+def _run_model(model: nn.Module, call: Call) -> list[Any]:
     args, kwargs = call.copied().arguments
     try:
         return pytree.tree_leaves(model(*args, **kwargs))

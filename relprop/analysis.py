@@ -97,7 +97,7 @@ def _flow(node: Node, facts: Facts) -> None:
         return
     facts.carriers.add(node.name)
     found = operation(node.op)
-    linear = found is not None and found.kind in ("linear", "conv", "conv_transpose")
+    linear = found is not None and found.kind in ("linear", "conv", "conv_transpose", "recurrent")
     if not linear and any(name in facts.fresh for name in refs):
         facts.fresh.add(node.name)
 

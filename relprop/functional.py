@@ -11,9 +11,16 @@ from relprop import backends
 from relprop.backends.checks import check_rule, check_tensors, conv_map, conv_output
 from relprop.errors import InputError
 from relprop.maps import Dense, LinearMap
+from relprop.recurrent.functions import gru_relevance, lstm_relevance, rnn_relevance
 from relprop.rules import LinearRule, Pass, Rule
 
-__all__ = ["conv_relevance", "linear_relevance"]
+__all__ = [
+    "conv_relevance",
+    "gru_relevance",
+    "linear_relevance",
+    "lstm_relevance",
+    "rnn_relevance",
+]
 
 
 def linear_relevance(

@@ -6,7 +6,7 @@ a plan, one target at a time, by how they carry relevance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,21 +14,28 @@ from torch import Tensor
 
 from relprop import reference
 from relprop.graph import map_refs
-from relprop.layers import Step
+from relprop.layers import Parts, Step
 from relprop.layers.pointwise import summand_factors
+from relprop.layers.recurrent import naive_recurrent
 from relprop.rules import Norm, Pass
 
 __all__ = ["naive_relevance"]
 
 
-def naive_relevance(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor | None]:
+def naive_relevance(
+    step: Step, values: Mapping[str, Any], r: Any
+) -> Sequence[Tensor | Parts | None]:
     """Relevance of each of the step's inputs, `[K, *shape]`.
 
     Args:
         step: the operation.
         values: the values that it read.
-        r: relevance of its value, `[K, *shape]`.
+        r: relevance of its value, `[K, *shape]`, or `Parts` of its several values.
     """
+    if step.operation.carry == "item":
+        return [Parts({step.node.args[1]: r})]
+    if step.operation.carry == "recurrent":
+        return list(naive_recurrent(step, values, r))
     targets = [_one_target(step, values, row) for row in r]
     return [
         None if parts[0] is None else torch.stack([part for part in parts if part is not None])

@@ -12,6 +12,7 @@ from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
 from relprop.layers import Operation, Step, operation
 from relprop.layers.pointwise import Unchanged
+from relprop.layers.recurrent import Recurrence
 from relprop.rules import Joint, LinearRule, Norm, Pass, Product, Rule
 from relprop.tables import table
 
@@ -133,7 +134,7 @@ def rule_text(rule: Rule) -> str:
 
 def carried(node: Node, facts: Facts) -> bool:
     """Whether relevance goes through the node."""
-    return node.name in facts.carriers and node.op != "getitem"
+    return node.name in facts.carriers
 
 
 def layer_info(node: Node, facts: Facts) -> LayerInfo:
@@ -190,11 +191,17 @@ class _Binder:
         ]:
             self.unruled.append(f"{_where(node)}: its weight depends on the input")
             return None
+        if isinstance(found, Recurrence) and not found.takes(node, inputs):
+            self.unruled.append(f"{_where(node)}: its weight depends on the input")
+            return None
         if len(inputs) > 1 and not found.several:
             self.unruled.append(f"{_where(node)}: several of its arguments depend on the input")
             return None
         if rule is not None and not found.accepts(rule):
-            self.problems.append(f"{_where(node)}: {rule_text(rule)} does not fit {found.kind}")
+            why = f" ({found.limits})" if found.limits else ""
+            self.problems.append(
+                f"{_where(node)}: {rule_text(rule)} does not fit {found.kind}{why}"
+            )
             return None
         rule = rule if rule is not None else found.default_rule(self.composite.stabilizer)
         if isinstance(rule, Norm) and rule.epsilon is None:
@@ -205,7 +212,7 @@ class _Binder:
         return self._linear(step) if found.carry == "linear" else step
 
     def _by_hand(self, node: Node, inputs: tuple[str, ...], rule: Rule | None) -> Step | None:
-        if isinstance(rule, Pass) and len(inputs) == 1:
+        if isinstance(rule, Pass) and len(inputs) == 1 and node.shape is not None:
             return Step(node, _PASS, inputs, rule)
         self.unruled.append(_where(node))
         return None

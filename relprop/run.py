@@ -17,7 +17,7 @@ from relprop.capture import CAPTURE_LOCK
 from relprop.conservation import StepRecord
 from relprop.errors import RelpropError
 from relprop.graph import Graph
-from relprop.layers import Step
+from relprop.layers import Parts, Step
 from relprop.oracle import naive_relevance
 from relprop.plan import Plan, rule_text
 
@@ -128,7 +128,7 @@ def relevance(
     """
     wanted = set(wanted)
     found: dict[str, Tensor] = {}
-    pending: dict[str, Tensor] = {plan.output: start}
+    pending: dict[str, Any] = {plan.output: start}
     for number, (name, step) in reversed(list(enumerate(plan.steps.items()))):
         r = pending.pop(name, None)
         saved = passed.saved.pop(name, None)
@@ -146,7 +146,7 @@ def relevance(
     return found
 
 
-def _relevance_step(step: Step, saved: Any, r: Tensor, engine: Engine) -> Any:
+def _relevance_step(step: Step, saved: Any, r: Tensor | Parts, engine: Engine) -> Any:
     try:
         if engine.naive and step.operation.carry != "linear":
             return naive_relevance(step, saved, r)
@@ -157,7 +157,9 @@ def _relevance_step(step: Step, saved: Any, r: Tensor, engine: Engine) -> Any:
         raise RelpropError(f"{step.where}: the relevance pass failed: {error}") from error
 
 
-def _record(number: int, step: Step, r: Tensor, parts: Any, batch: int, axis: int) -> StepRecord:
+def _record(
+    number: int, step: Step, r: Tensor | Parts, parts: Any, batch: int, axis: int
+) -> StepRecord:
     rule = rule_text(step.rule) if step.rule is not None else step.operation.carry
     into = _per_sample(r, batch, axis)
     outgoing = torch.zeros_like(into)
@@ -167,11 +169,19 @@ def _record(number: int, step: Step, r: Tensor, parts: Any, batch: int, axis: in
     return StepRecord(number, step.node.op, step.node.path, rule, into, outgoing)
 
 
-def _per_sample(r: Tensor, batch: int, axis: int) -> Tensor:
+def _per_sample(r: Tensor | Parts, batch: int, axis: int) -> Tensor:
     """Sums over everything but targets and samples, `[K, batch]`.
 
-    A value that runs over batch and time together has its samples first.
+    A value that runs over batch and time together has its samples first; the last states of a
+    recurrent layer have them on their second axis.
     """
+    if isinstance(r, Parts):
+        states = {index: 1 if part.ndim == 4 else 0 for index, part in r.items.items() if index}
+        return torch.stack(
+            [_per_sample(part, batch, states.get(i, axis)) for i, part in r.items.items()]
+        ).sum(0)
+    if r.ndim > 2 and r.shape[axis + 1] != batch == r.shape[2 - axis]:
+        axis = 1 - axis
     if r.ndim > axis + 1 and r.shape[axis + 1] == batch:
         return r.movedim(axis + 1, 1).double().flatten(2).sum(2) if r.ndim > 2 else r.double()
     return r.double().reshape(r.shape[0], batch, -1).sum(2)

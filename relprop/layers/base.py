@@ -70,6 +70,8 @@ class Operation:
     carry: ClassVar[str] = ""
     several: ClassVar[bool] = False
     """Whether more than one argument may carry relevance."""
+    limits: ClassVar[str] = ""
+    """Which rules of its kind it does not take, for messages."""
 
     def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
         """The value, and what `relevance` needs."""
@@ -80,8 +82,11 @@ class Operation:
         """What `relevance` needs of the forward pass; nothing unless overridden."""
         return None
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor | None]:
-        """The relevance of each of `step.inputs`, `[K, *shape]`, from that of the output."""
+    def relevance(self, step: Step, saved: Any, r: Any, engine: Any) -> Sequence[Any]:
+        """The relevance of each of `step.inputs`, `[K, *shape]`, from that of the output.
+
+        That of an operation with several values is `Parts`; None where an input gets nothing.
+        """
         raise TypeError(type(self).__name__)
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:

@@ -253,12 +253,60 @@ def build(case: Case) -> None:
 
 
 def others() -> list[tuple[str, Callable[[], object]]]:
-    """Kernels outside the linear layers."""
+    """Kernels outside the linear layers, and what joins two of them."""
     from relprop import kernels
 
-    a = torch.empty((64, 64, 112, 112), device="meta")
+    a = torch.empty((64, 64, 112, 112), device="meta").to(memory_format=torch.channels_last)
     r = torch.empty((1, *a.shape), device="meta")
-    return [("residual split", lambda: kernels.residual_split(a, a, r, 1e-6))]
+    small = torch.empty((1, 64, 64, 56, 56), device="meta")
+    two, one, no = [2, 2], [1, 1], [0, 0]
+    conv = Conv((1, 1), ((1, 1), (1, 1)), (1, 1))
+    w = torch.empty((64, 64, 3, 3), device="meta")
+
+    def fused() -> None:
+        """AlphaBeta over AlphaBeta: the upper adjoint's epilogue takes the lower's quotients."""
+        for layer, shape, v in [(Dense(), (12608, 768), (768, 768)), (conv, a.shape, w.shape)]:
+            x = torch.empty(shape, device="meta", dtype=torch.bfloat16)
+            if len(shape) == 4:
+                x = x.to(memory_format=torch.channels_last)
+            weight = torch.empty(v, device="meta", dtype=torch.bfloat16)
+            below = kernels.contraction(layer, rules.AlphaBeta(), x, weight, None, nonnegative=True)
+            assert below.y is not None
+            above = kernels.contraction(
+                layer, rules.AlphaBeta(), below.y.to(x), weight, None, nonnegative=True
+            )
+            assert above.y is not None
+            s = kernels.quotient(above, torch.empty((1, *above.y.shape), device="meta"))
+            kernels.adjoint(above, s, lower=below)
+
+    return [
+        ("residual split", lambda: kernels.residual_split(a, a, r, 1e-6)),
+        ("max pool", lambda: kernels.max_pool(a, two, two, no, one)),
+        (
+            "max pool",
+            lambda: kernels.max_pool_relevance(
+                small, torch.empty(small.shape[1:], device="meta").int(), a, two, two, no, one
+            ),
+        ),
+        ("average pool", lambda: kernels.average_pool(a, two, two, no)),
+        (
+            "average pool",
+            lambda: kernels.average_pool_relevance(small, small[0], a, 1e-6, two, two, no),
+        ),
+        ("adaptive pool", lambda: kernels.adaptive_average_pool(a, [7, 7])),
+        (
+            "adaptive pool",
+            lambda: kernels.adaptive_average_pool_relevance(
+                small[..., :7, :7], small[0, ..., :7, :7], a, 1e-6
+            ),
+        ),
+        ("flat conv", lambda: kernels.flat_relevance(conv, rules.Flat(), a, w, r)),
+        (
+            "flat dense",
+            lambda: kernels.flat_relevance(Dense(), rules.Flat(), a[0, 0], w[0, 0], r[0, 0, :1]),
+        ),
+        ("fused quotient", fused),
+    ]
 
 
 def table(builds: list[Build]) -> str:

@@ -173,6 +173,10 @@ def propagate(call: AdjointCall) -> None:
         operand, precision = operand_type(weight.source, call.precision, adjoint=True)
         demand = _demand(geometry, s, images, operand, precision)
         demand = replace(demand, accumulators=len(step.factors))
+        if step.quotients == 2:
+            demand = replace(demand, registers=min(32, demand.registers))
+        if box.boxed:
+            demand = replace(demand, deepest=32)
         if not step.stacked:
             lefts, registers = s.shape[0], demand.registers // s.shape[0]
             demand = replace(demand, parts=weight.parts, lefts=lefts, registers=registers)

@@ -322,8 +322,9 @@ def propagate(call: AdjointCall) -> None:
     for step in call.passes():
         operand, precision = operand_type(weight.source, call.precision, adjoint=True)
         lefts, parts = (1, 1) if step.stacked else (s.shape[0], weight.parts)
+        registers = (32 if step.quotients == 2 else 128) // lefts
         demand = Demand(
-            m, n, k, operand, precision, len(step.factors), parts, lefts, registers=128 // lefts
+            m, n, k, operand, precision, len(step.factors), parts, lefts, registers=registers
         )
         tile = call.tile or choose(demand)
         _, w_n, w_k = weight.tensor.stride()

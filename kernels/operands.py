@@ -128,6 +128,11 @@ class Pass:
     lower: str | None
 
     @property
+    def quotients(self) -> int:
+        """Quotients of the layer below that the epilogue takes."""
+        return 0 if self.lower is None else 1 if self.lower == "one" else 2
+
+    @property
     def reads(self) -> bool:
         """Whether the factors need the input's values."""
         return any(factor != "one" for factor in self.factors)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-__all__ = ["Demand", "Tile", "candidates", "choose", "direct_tile", "shared_limit"]
+__all__ = ["Demand", "Limits", "Tile", "candidates", "choose", "direct_tile", "limits"]
 
 SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
 """Bytes of shared memory a program may use, by compute capability; 64 KiB on AMD and elsewhere."""
@@ -90,19 +90,33 @@ class Demand:
         return tile.stages * tile.k * (left + self.parts * self.width * tile.n)
 
 
-def shared_limit() -> int:
-    """Bytes of shared memory a program may use on the current target."""
+class Limits(NamedTuple):
+    """Of a target: bytes of shared memory a program may use, and a divisor of register budgets.
+
+    Before sm_90 operands of the tensor cores pass through registers, so that half as many
+    accumulators fit.
+    """
+
+    shared: int
+    crowding: int
+
+
+def limits() -> Limits:
+    """Those of the current target."""
     target = triton.runtime.driver.active.get_current_target()
-    return SHARED_LIMITS.get(target.arch, 65_536) if target.backend == "cuda" else 65_536
+    if target.backend != "cuda":
+        return Limits(65_536, 1)
+    return Limits(SHARED_LIMITS.get(target.arch, 65_536), 1 if target.arch >= 90 else 2)
 
 
-def candidates(demand: Demand, limit: int) -> list[Tile]:
+def candidates(demand: Demand, limit: Limits) -> list[Tile]:
     """The tiles worth timing for a kernel, most preferred first."""
     registers, depths, stages = demand.registers, (128 // demand.width,), (3, 4, 2)
     if demand.exact:
         registers, depths, stages = min(registers, 32), (32,), (2,)
     if demand.precision == "tf32x3":
-        registers = min(registers, 64)
+        registers = min(registers, 32)
+    registers //= limit.crowding * (2 if demand.exact and limit.crowding > 1 else 1)
     depths = tuple(depth for first in depths for depth in (first, first // 2, first // 4))
     tiles = [
         Tile(m, n, k, warps, stage) for m, n, warps in SHAPES for k in depths for stage in stages
@@ -112,7 +126,7 @@ def candidates(demand: Demand, limit: int) -> list[Tile]:
         for tile in tiles
         if tile.k <= demand.deepest
         and demand.registers_of(tile) <= registers
-        and demand.shared_of(tile) <= limit
+        and demand.shared_of(tile) <= limit.shared
     ]
 
 
@@ -122,7 +136,7 @@ def choose(demand: Demand) -> Tile:
 
     if interpreted():
         return _interpreter_tile(demand.m, demand.n, demand.k)
-    tiles = candidates(demand, shared_limit())
+    tiles = candidates(demand, limits())
     for tile in tiles:
         deep = tile.k < 2 * max(demand.k, 32)
         if tile.m < 2 * max(demand.m, 9) and tile.n < 2 * max(demand.n, 9) and deep:

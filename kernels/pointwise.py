@@ -89,7 +89,7 @@ def _grid(n: int, rows: int) -> tuple[tuple[int, int], int]:
 
 def _order(like: Tensor) -> list[int]:
     """The axes after the first, as they lie in memory, outermost first."""
-    return sorted(range(1, like.dim()), key=lambda axis: -like.stride(axis))
+    return sorted(range(1, like.dim()), key=lambda axis: -like.stride()[axis])
 
 
 def ordered_empty(lead: Sequence[int], shape: Sequence[int], like: Tensor) -> Tensor:

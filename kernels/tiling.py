@@ -111,13 +111,15 @@ def limits() -> Limits:
 
 def candidates(demand: Demand, limit: Limits) -> list[Tile]:
     """The tiles worth timing for a kernel, most preferred first."""
-    registers, depths, stages = demand.registers, (128 // demand.width,), (3, 4, 2)
+    registers = demand.registers
+    deep = 128 // demand.width
+    depths: tuple[int, ...] = (deep, deep // 2, deep // 4)
+    stages: tuple[int, ...] = (3, 4, 2)
     if demand.exact:
-        registers, depths, stages = min(registers, 32), (32,), (2,)
+        registers, depths, stages = min(registers, 32), (32, 16), (2,)
     if demand.precision == "tf32x3":
         registers = min(registers, 32)
     registers //= limit.crowding * (2 if demand.exact and limit.crowding > 1 else 1)
-    depths = tuple(depth for first in depths for depth in (first, first // 2, first // 4))
     tiles = [
         Tile(m, n, k, warps, stage) for m, n, warps in SHAPES for k in depths for stage in stages
     ]

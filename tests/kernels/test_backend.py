@@ -49,7 +49,13 @@ def small_cnn() -> nn.Module:
 
 @pytest.mark.parametrize(
     "method",
-    ["lrp_epsilon", "lrp_zplus", "lrp_alpha2_beta1", "lrp_gamma", "epsilon_plus_flat"],
+    [
+        "lrp_alpha2_beta1",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("lrp_epsilon", "lrp_zplus", "lrp_gamma", "epsilon_plus_flat")
+        ),
+    ],
 )
 def test_plan_of_a_small_cnn(method: str, launches: Counter[str]) -> None:
     model, x = small_cnn(), torch.rand(2, 1, 14, 14)

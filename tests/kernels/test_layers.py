@@ -229,13 +229,14 @@ CASES = [(layer, rule) for layer in LAYERS for rule in RULES if applies(layer, r
 @pytest.mark.parametrize("rule", RULES, ids=name)
 def test_every_rule(rule: LinearRule) -> None:
     check(LAYERS[2], rule, "contiguous")
-    check(LAYERS[8], rule, "channels last", nonnegative=True)
+    check(LAYERS[3], rule, "channels last", nonnegative=True)
 
 
 @pytest.mark.parametrize("index", range(len(LAYERS)), ids=[layer.name for layer in LAYERS])
 def test_every_layer_kind(index: int) -> None:
     layout = LAYOUTS[index % len(LAYOUTS)]
-    check(LAYERS[index], AlphaBeta(2, 1, epsilon=1e-3), layout, nonnegative=index % 2 == 0)
+    rule = AlphaBeta(2, 1, epsilon=1e-3)
+    check(LAYERS[index], rule, layout, nonnegative=index % 2 == 0, targets=1 + index % 2)
 
 
 @pytest.mark.slow
@@ -317,7 +318,7 @@ def test_one_empty_sign_conserves() -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "silu", "gelu"])
-@pytest.mark.parametrize("rule", [Epsilon(), AlphaBeta(), Gamma(), ZBox(-1, 1)], ids=name)
+@pytest.mark.parametrize("rule", [Epsilon(), AlphaBeta()], ids=name)
 def test_activation_of_the_output(rule: LinearRule, activation: str) -> None:
     a, w, b = torch.randn(3, 5), torch.randn(4, 5), torch.randn(4)
     saved = kernels.contraction(Dense(), rule, a, w, b, activation=activation)
@@ -371,7 +372,7 @@ def test_fused_quotient_below_a_convolution(lower: LinearRule) -> None:
     torch.testing.assert_close(fused, expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("rule", [Flat(1e-3), Flat()], ids=name)
+@pytest.mark.parametrize("rule", [Flat(1e-3), pytest.param(Flat(), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layer", LAYERS, ids=name)
 def test_flat_by_counting(layer: Layer, rule: Flat) -> None:
     a = guarded(torch.randn(layer.a), "channels last")

@@ -1,6 +1,6 @@
 """The linear maps that rules apply to: dense, convolution, per-channel scale.
 
-A map is geometry only: no weights, no rule.  `contraction` is W.a without bias, `adjoint` is W^T.s.
+A map is geometry only: no weights, no rule.  `contraction` is W.a + b, `adjoint` is W^T.s.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class LinearMap:
         """Axis of the features, of input and output alike, counted from the end."""
         raise TypeError(type(self).__name__)
 
-    def contraction(self, a: Tensor, w: Tensor) -> Tensor:
-        """W.a, without bias."""
+    def contraction(self, a: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        """W.a + b, `b` a vector over output features."""
         raise TypeError(type(self).__name__)
 
     def adjoint(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
@@ -44,8 +44,8 @@ class Dense(LinearMap):
     def feature_axis(self) -> int:
         return -1
 
-    def contraction(self, a: Tensor, w: Tensor) -> Tensor:
-        return F.linear(a, w)
+    def contraction(self, a: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        return F.linear(a, w, b)
 
     def adjoint(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
         return torch.matmul(s, w)
@@ -95,10 +95,10 @@ class Conv(LinearMap):
             self.groups,
         )
 
-    def contraction(self, a: Tensor, w: Tensor) -> Tensor:
+    def contraction(self, a: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         if not self._symmetric:
             a = F.pad(a, self._pads)
-        return torch.ops.aten.convolution.default(a, w, None, *self._arguments())
+        return torch.ops.aten.convolution.default(a, w, b, *self._arguments())
 
     def adjoint(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
         padded = list(shape)
@@ -122,8 +122,9 @@ class Diagonal(LinearMap):
     def feature_axis(self) -> int:
         return 1 - self.ndim
 
-    def contraction(self, a: Tensor, w: Tensor) -> Tensor:
-        return a * self.align(w)
+    def contraction(self, a: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        z = a * self.align(w)
+        return z if b is None else z.add_(self.align(b))
 
     def adjoint(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
         return s * self.align(w)

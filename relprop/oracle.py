@@ -7,6 +7,7 @@ a plan, one target at a time, by how they carry relevance.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from relprop import reference
 from relprop.graph import map_refs
 from relprop.layers import Parts, Step
+from relprop.layers.normalise import linearised
 from relprop.layers.pointwise import summand_factors
 from relprop.layers.recurrent import naive_recurrent
 from relprop.rules import Norm, Pass
@@ -53,6 +55,8 @@ def _one_target(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor
             assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
             a = _wide(values[step.inputs[0]])
             return [reference.norm_relevance(_of(step, values, 0), a, r, step.rule.epsilon)]
+        case "normalisation":
+            return [r if isinstance(step.rule, Pass) else _normalisation(step, values, r)]
         case "sum":
             return list(_sum(step, values, r))
         case "product":
@@ -104,6 +108,14 @@ def _adjoint(step: Step, values: Mapping[str, Any], position: int, r: Tensor) ->
     if not x.is_floating_point():  # token ids: moved as numbers, their relevance with them
         return reference.movement_relevance(function, torch.zeros(x.shape, dtype=r.dtype), r)
     return reference.movement_relevance(function, x.to(r.dtype), r)
+
+
+def _normalisation(step: Step, values: Mapping[str, Any], r: Tensor) -> Tensor:
+    """Epsilon on the linear part, the shift in the denominator alone."""
+    assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
+    x = _wide(values[step.inputs[0]])
+    s = reference.quotient(r, step.node.evaluate(values), step.rule.epsilon)
+    return x * reference.movement_relevance(partial(linearised, step, values), x, s)
 
 
 def _winner(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from relprop.analysis import Facts, analyse, carrying_refs
 from relprop.backends import LinearCall
 from relprop.composites import Composite, LayerInfo
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
+from relprop.inplace import rectify
 from relprop.layers import Operation, Step, operation
 from relprop.layers.pointwise import Unchanged
 from relprop.layers.recurrent import Recurrence
@@ -74,6 +76,7 @@ class Plan:
         binder = _Binder(graph, facts, composite, precision, method or repr(composite))
         steps = binder.bind_all(nodes, given, output)
         binder.raise_problems()
+        steps = rectify(graph, steps, output)
         return cls(graph, steps, output, facts, method or repr(composite), backend)
 
     def __str__(self) -> str:
@@ -241,13 +244,12 @@ class _Binder:
                 "pixels and state; give it another rule, or Joint(channels=(start, stop))"
             )
             return rule
+        parts = [part.name for part in source.args[0]]
         start, spans = 0, []
-        for part in source.args[0]:
-            shape = self._shape(part.name)
-            stop = start + shape[axis]
-            if part.name in self.facts.fresh:
-                spans.append((start, stop))
-            start = stop
+        for name, size in zip(parts, self._sizes(parts, axis, source), strict=True):
+            if name in self.facts.fresh:
+                spans.append((start, start + size))
+            start += size
         if len(spans) != 1:
             self.problems.append(
                 f"{_where(step.node)}: Joint needs one concatenated part that comes from an "
@@ -256,10 +258,13 @@ class _Binder:
             return rule
         return replace_channels(rule, spans[0])
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        if name in self.graph.nodes:
-            return self.graph.nodes[name].shape or ()
-        return self.graph.sources[name].shape if name in self.graph.sources else ()
+    def _sizes(self, parts: list[str], axis: int, joined: Node) -> list[int]:
+        """Sizes of concatenated parts; a model's input, of unknown shape, is what the rest leaves."""
+        known: dict[str, Any] = {**self.graph.sources, **self.graph.nodes}
+        shapes = [known[name].shape if name in known else None for name in parts]
+        sizes = [shape[axis] if shape else 0 for shape in shapes]
+        left = (joined.shape or (0,))[axis] - sum(sizes)
+        return [size or left for size in sizes]
 
     def _product(self, step: Step) -> Step | None:
         node, rule = step.node, step.rule

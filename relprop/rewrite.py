@@ -137,6 +137,8 @@ def _part(source: Node, node: Node) -> Node | None:
         return replace(node, op="amax", function=aten.amax.default, args=args)
     if source.op in _BATCH_NORMS:
         return replace(source, name=node.name, shape=node.shape, dtype=node.dtype)
+    if source.op == "native_layer_norm":
+        return replace(same, op="layer_norm", function=aten.layer_norm.default)
     return None
 
 

@@ -69,6 +69,19 @@ class Scaled(nn.Module):
         return self.function(x, self.weight)
 
 
+# a shift that keeps denominators away from 0, where float32 would lose digits
+def _layer_norm(x: Tensor, w: Tensor) -> Tensor:
+    return F.layer_norm(x, [5, 7], w, w + 5)
+
+
+def _group_norm(x: Tensor, w: Tensor) -> Tensor:
+    return F.group_norm(x, 2, w, w + 5, eps=1e-3)
+
+
+def _instance_norm(x: Tensor, w: Tensor) -> Tensor:
+    return F.instance_norm(x, weight=w, bias=w + 5)
+
+
 SEQUENCE, IMAGE, VOLUME = (3, 7), (3, 5, 7), (2, 3, 5, 4)
 
 CASES: dict[str, Case] = {
@@ -95,6 +108,12 @@ CASES: dict[str, Case] = {
     "batch norm": Case("diagonal_map", nn.BatchNorm2d(3), IMAGE),
     "batch norm 1d": Case("diagonal_map", nn.BatchNorm1d(7, affine=False), (7,)),
     "batch norm time": Case("diagonal_map", nn.BatchNorm1d(3), SEQUENCE),
+    # normalisation
+    "layer norm": Case("layer_norm", Scaled((5, 7), _layer_norm), IMAGE),
+    "layer norm, plain": Case("layer_norm", nn.LayerNorm(7, elementwise_affine=False), SEQUENCE),
+    "rms norm": Case("rms_norm", Scaled((7,), lambda x, w: F.rms_norm(x, [7], w)), SEQUENCE),
+    "group norm": Case("group_norm", Scaled((4,), _group_norm), (4, 5, 3)),
+    "instance norm": Case("instance_norm", Scaled((3,), _instance_norm), IMAGE),
     # activations
     "relu": Case("relu", torch.relu, SEQUENCE),
     "relu6": Case("relu6", F.relu6, SEQUENCE),
@@ -424,7 +443,7 @@ def test_channels_last_inputs(name: str) -> None:
 
 
 # differences cancel: float32 has no digits left there
-_CANCELLING = ("x - x", "sub", "rsub", "alpha", "bicubic")
+_CANCELLING = ("x - x", "sub", "rsub", "alpha", "bicubic", "layer norm, plain")
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ class LinearCall:
         precision: of the products: "highest" (float32, or float64 for float64 operands), "high"
             (TF32 on CUDA), "medium" (bfloat16 operands).
         path: the layer's name, for messages.
+        rectified: the engine replaces z by max(z, 0) in place after `forward`, and no relevance
+            arrives where that is 0.
     """
 
     map: LinearMap
@@ -38,6 +40,7 @@ class LinearCall:
     nonnegative: bool = False
     precision: str = "highest"
     path: str = ""
+    rectified: bool = False
 
 
 class Backend(Protocol):

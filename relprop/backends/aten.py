@@ -48,6 +48,7 @@ class AtenBackend:
             b=None if b is None else b.detach().to(dtype),
             shape=a.shape,
             nonnegative=call.nonnegative,
+            rectified=call.rectified,
             cache=cache,
         )
         form = form_of(call.rule)

@@ -54,6 +54,7 @@ class Layer(Generic[R]):
         shape: of its input.
         nonnegative: whether the input is known to be >= 0.
         cache: for what depends on the weights and on shapes alone.
+        rectified: see `relprop.backends.LinearCall`.
     """
 
     rule: R
@@ -62,6 +63,7 @@ class Layer(Generic[R]):
     shape: torch.Size
     nonnegative: bool
     cache: dict[Any, Any]
+    rectified: bool = False
 
     @property
     def kept_bias(self) -> Tensor | None:
@@ -95,7 +97,8 @@ class EpsilonForm:
 
     def relevance(self, layer: Layer[Epsilon], saved: Tensors, r: Tensor) -> Tensor:
         a, c = saved
-        s = divide(r, c, layer.rule.epsilon)
+        rectified = layer.rectified and layer.rule.zero_params is None
+        s = divide(r, c, layer.rule.epsilon, sign=1 if rectified else 0)
         return layer.products.adjoint(s, IDENTITY, layer.shape).mul_(a)
 
 

@@ -96,7 +96,10 @@ class Products:
 
     def contraction(self, a: Tensor, part: Modifier, b: Tensor | None = None) -> Tensor:
         """A part of W times a, plus a bias over output features; a new tensor."""
-        z = self.map.contraction(a.to(self.dtype), self.weight(part)).to(self.w.dtype)
+        a, weight = a.to(self.dtype), self.weight(part)
+        if self.dtype is self.w.dtype:
+            return self.map.contraction(a, weight, b)
+        z = self.map.contraction(a, weight).to(self.w.dtype)
         return z if b is None else z.add_(self.map.align(b))
 
     def pair(self, a: Tensor) -> tuple[Tensor, Tensor]:

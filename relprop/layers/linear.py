@@ -18,8 +18,7 @@ __all__ = ["LinearLayer", "evaluate_map"]
 
 def evaluate_map(linear_map: LinearMap, a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """W.a + b, differentiable."""
-    z = linear_map.contraction(a, w)
-    return z if b is None else z + linear_map.align(b)
+    return linear_map.contraction(a, w, b)
 
 
 class LinearLayer(Operation):

@@ -39,6 +39,11 @@ class Activation(Operation):
 class NonNegativeActivation(Activation):
     """An activation whose values are never negative."""
 
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+        if step.options.get("inplace"):
+            return values[step.inputs[0]].relu_(), None
+        return super().forward(step, values, engine)
+
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
         return True
 

@@ -1,0 +1,1 @@
+"""The benchmark suite: side by side, interleaved, medians; see README.md in this folder."""

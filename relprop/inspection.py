@@ -22,7 +22,7 @@ from relprop.layers import operation
 from relprop.plan import unsupported
 from relprop.tables import table
 
-__all__ = ["Check", "check", "info"]
+__all__ = ["Check", "check", "info", "installed"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,16 @@ def check(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = Non
 
 
 def info() -> dict[str, str]:
-    """Versions and devices that relprop would use: print it when reporting a problem."""
+    """Print, and return, versions, devices and backends: what a problem's report should hold."""
+    found = installed()
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name.ljust(width)}  {value}")
+    return found
+
+
+def installed() -> dict[str, str]:
+    """Versions, devices and backends by name."""
     found = {"relprop": __version__, "python": platform.python_version()}
     for package in ("torch", "triton", "numpy", "safetensors", "matplotlib", "captum", "zennit"):
         try:

@@ -45,7 +45,13 @@ class Engine:
 
 @dataclass
 class Forward:
-    """What a forward pass leaves behind: the output, and for each step what its rule needs."""
+    """What a forward pass leaves behind.
+
+    Attributes:
+        output: the explained value.
+        saved: for each step what its rule needs.
+        shapes: of the inputs and of the steps' values.
+    """
 
     output: Tensor
     saved: dict[str, Any]
@@ -88,6 +94,7 @@ def forward(
             values[node.name] = node.evaluate(values)
         else:
             values[node.name], kept = _forward_step(step, values, engine)
+            shapes[node.name] = getattr(values[node.name], "shape", None)
             if keep:
                 saved[node.name] = kept
         for name in last[node.name]:
@@ -138,7 +145,7 @@ def relevance(
             found[name] = r
         parts = _relevance_step(step, saved, r, engine)
         if records is not None:
-            records.append(_record(number, step, r, parts, *batch))
+            records.append(_record(plan.graph, number, step, r, parts, *batch))
         for source, part in zip(step.inputs, parts, strict=True):
             if part is not None:
                 pending[source] = pending[source] + part if source in pending else part
@@ -158,32 +165,37 @@ def _relevance_step(step: Step, saved: Any, r: Tensor | Parts, engine: Engine) -
 
 
 def _record(
-    number: int, step: Step, r: Tensor | Parts, parts: Any, batch: int, axis: int
+    graph: Graph, number: int, step: Step, r: Tensor | Parts, parts: Any, batch: int, axis: int
 ) -> StepRecord:
+    def sums(name: str, r: Tensor | Parts) -> Tensor:
+        told = graph.batch_axis(name, r.shape[1:], batch, axis) if isinstance(r, Tensor) else None
+        return _per_sample(r, batch, axis if told is None else told)
+
     rule = rule_text(step.rule) if step.rule is not None else step.operation.carry
-    into = _per_sample(r, batch, axis)
+    into = sums(step.name, r)
     outgoing = torch.zeros_like(into)
-    for part in parts:
+    for name, part in zip(step.inputs, parts, strict=True):
         if part is not None:
-            outgoing += _per_sample(part, batch, axis)
+            outgoing += sums(name, part)
     return StepRecord(number, step.node.op, step.node.path, rule, into, outgoing)
 
 
 def _per_sample(r: Tensor | Parts, batch: int, axis: int) -> Tensor:
     """Sums over everything but targets and samples, `[K, batch]`.
 
-    A value that runs over batch and time together has its samples first; the last states of a
-    recurrent layer have them on their second axis.
+    A value that runs over batch and time together has that of the two first that the inputs have;
+    the last states of a recurrent layer have the samples on their second axis.
     """
     if isinstance(r, Parts):
         states = {index: 1 if part.ndim == 4 else 0 for index, part in r.items.items() if index}
         return torch.stack(
             [_per_sample(part, batch, states.get(i, axis)) for i, part in r.items.items()]
         ).sum(0)
-    if r.ndim > 2 and r.shape[axis + 1] != batch == r.shape[2 - axis]:
-        axis = 1 - axis
     if r.ndim > axis + 1 and r.shape[axis + 1] == batch:
-        return r.movedim(axis + 1, 1).double().flatten(2).sum(2) if r.ndim > 2 else r.double()
+        others = [i for i in range(1, r.ndim) if i != axis + 1]
+        return r.sum(others, dtype=torch.float64) if others else r.double()
+    if axis == 1 and r.ndim > 1 and r.shape[1] % max(batch, 1) == 0:
+        return r.double().reshape(r.shape[0], r.shape[1] // max(batch, 1), batch, -1).sum((1, 3))
     return r.double().reshape(r.shape[0], batch, -1).sum(2)
 
 

@@ -72,10 +72,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 def info(arguments: argparse.Namespace) -> int:
     """`relprop info`: print what is installed."""
-    found = relprop.info()
-    width = max(map(len, found))
-    for name, value in found.items():
-        print(f"{name.ljust(width)}  {value}")
+    relprop.info()
     return 0
 
 

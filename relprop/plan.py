@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from relprop.analysis import Facts, analyse, carrying_refs
@@ -78,6 +79,18 @@ class Plan:
         binder.raise_problems()
         steps = rectify(graph, steps, output)
         return cls(graph, steps, output, facts, method or repr(composite), backend)
+
+    @cached_property
+    def read(self) -> frozenset[str]:
+        """Names of the values that something reads."""
+        nodes = self.graph.nodes.values()
+        return frozenset(name for node in nodes for name in node.refs) | {self.output}
+
+    @cached_property
+    def releases(self) -> dict[str, list[str]]:
+        """After which node each computed value is read no more."""
+        kept = [self.output, *self.graph.inputs, *self.facts.fixed]
+        return self.graph.last_reads(kept)
 
     def __str__(self) -> str:
         rows = [

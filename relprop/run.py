@@ -50,7 +50,7 @@ class Forward:
     Attributes:
         output: the explained value.
         saved: for each step what its rule needs.
-        shapes: of the inputs and of the steps' values.
+        shapes: of the inputs and of all computed values.
     """
 
     output: Tensor
@@ -66,14 +66,11 @@ def source_values(graph: Graph, model: nn.Module, names: Iterable[str]) -> dict[
         return {n: source.read(model) for n, source in graph.sources.items() if n in wanted}
 
 
-def fixed_values(plan_graph: Graph, names: Iterable[str], model: nn.Module) -> dict[str, Any]:
+def fixed_values(plan: Plan, model: nn.Module) -> dict[str, Any]:
     """Parameters, buffers, constants and what is computed from them alone, as they are now."""
-    read = {name for node in plan_graph.nodes.values() for name in node.refs}
-    read.update(plan_graph.output_names)
-    values = source_values(plan_graph, model, read)
-    wanted = set(names)
-    for node in plan_graph.nodes.values():
-        if node.name in wanted:
+    values = source_values(plan.graph, model, plan.read)
+    for node in plan.graph.nodes.values():
+        if node.name in plan.facts.fixed:
             values[node.name] = node.evaluate(values)
     return values
 
@@ -83,8 +80,9 @@ def forward(
 ) -> Forward:
     """Compute the output, keeping what the relevance pass needs (`keep`)."""
     values = _known(plan, engine, model) | dict(inputs)
-    shapes = {name: value.shape for name, value in inputs.items() if isinstance(value, Tensor)}
-    last = plan.graph.last_reads([plan.output, *values])
+    shapes: dict[str, Any] = {
+        name: value.shape for name, value in inputs.items() if isinstance(value, Tensor)
+    }
     saved: dict[str, Any] = {}
     for node in plan.graph.nodes.values():
         if node.name in values:
@@ -94,10 +92,10 @@ def forward(
             values[node.name] = node.evaluate(values)
         else:
             values[node.name], kept = _forward_step(step, values, engine)
-            shapes[node.name] = getattr(values[node.name], "shape", None)
             if keep:
                 saved[node.name] = kept
-        for name in last[node.name]:
+        shapes[node.name] = getattr(values[node.name], "shape", None)
+        for name in plan.releases[node.name]:
             del values[name]
     return Forward(values[plan.output], saved, shapes)
 
@@ -105,7 +103,7 @@ def forward(
 def _known(plan: Plan, engine: Engine, model: nn.Module) -> dict[str, Any]:
     if engine.frozen and engine.fixed:
         return dict(engine.fixed)
-    values = fixed_values(plan.graph, plan.facts.fixed, model)
+    values = fixed_values(plan, model)
     if engine.frozen:
         engine.fixed = dict(values)
     return values

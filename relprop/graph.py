@@ -7,8 +7,9 @@ operations of one actual call).  Values are named; an argument that is another n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class Node:
     dtype: torch.dtype | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def refs(self) -> list[str]:
         """Names of the values it reads, in order, repeated if read twice."""
         return list(refs_of((self.args, dict(self.kwargs))))
@@ -113,6 +114,7 @@ class Graph:
         batch: batch size at capture.
         symbolic: whether other batch sizes may be run.
         origin: "export" or "record".
+        any_time: whether the time axis of its inputs may have any size.
     """
 
     inputs: list[str]
@@ -123,6 +125,7 @@ class Graph:
     batch: int
     symbolic: bool = True
     origin: str = "export"
+    any_time: bool = False
 
     @property
     def output_names(self) -> list[str]:
@@ -136,6 +139,23 @@ class Graph:
             for name in node.refs:
                 readers.setdefault(name, []).append(node.name)
         return readers
+
+    def batch_axis(self, name: str, shape: Sequence[int], batch: int, axis: int) -> int | None:
+        """The axis that counts the samples of a value, None if there is none.
+
+        Args:
+            name: of the value.
+            shape: its shape in a run.
+            batch: number of samples in that run.
+            axis: the batch axis of the inputs, the likeliest where the capture does not tell.
+        """
+        node = self.nodes.get(name)
+        free = node.attributes.get("free", ()) if node is not None else ()
+        told = [i for i in free if node is not None and (node.shape or ())[i] == self.batch]
+        likely = [i for i in told if i < len(shape) and shape[i] == batch]
+        if len(likely) == 1:
+            return likely[0]
+        return next((i for i in (axis, 0) if i < len(shape) and shape[i] == batch), None)
 
     def rename_values(self, names: Mapping[str, str]) -> None:
         """Let every reader of the keys read the values of `names` instead."""

@@ -44,8 +44,10 @@ def operand_type(dtype: torch.dtype, precision: str, adjoint: bool = False) -> t
         raise InputError(f"precision is {precision!r}; expected one of {sorted(modes)}")
     if interpreted():
         return tl.float32, "ieee"
+    if triton.runtime.driver.active.get_current_target().backend != "cuda":
+        modes["high"] = "ieee"  # AMD's matrix cores take float32
     if dtype == torch.float16:
-        return (tl.float32, "tf32x3") if adjoint else (tl.float16, "ieee")
+        return (tl.float32, modes["high"]) if adjoint else (tl.float16, "ieee")
     if dtype == torch.bfloat16 or precision == "medium":
         return tl.bfloat16, "ieee"
     return tl.float32, modes[precision]

@@ -25,7 +25,7 @@ def layout(x: torch.Tensor, last: bool) -> torch.Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
 
 
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("last", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("case", MAX_CASES, ids=str)
 def test_max_pool_first_of_equal_elements(case: Any, last: bool) -> None:
     shape, kernel, stride, padding, dilation, ceil = case
@@ -63,7 +63,7 @@ AVERAGE_CASES = [
 ]
 
 
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("last", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("case", AVERAGE_CASES, ids=str)
 def test_average_pool(case: Any, last: bool) -> None:
     shape, kernel, stride, padding, ceil, padded, divisor = case

@@ -36,6 +36,18 @@ def test_kernels_in_the_interpreter() -> None:
     assert "skipped" not in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_production_tiles_compile_for_hopper_without_spills() -> None:
+    pytest.importorskip("triton")
+    arguments = ["--check", "--target", "sm_90", "--only", "conv AlphaBeta"]
+    done = run("-m", "benchmarks.compile_kernels", *arguments, interpret=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| conv")]
+    products = {row[1]: row[7] for row in rows if row[1].startswith("conv")}
+    assert set(products) == {"conv_contraction", "conv_adjoint"}
+    assert all(instruction.startswith("wgmma") for instruction in products.values())
+
+
 @pytest.mark.parametrize("name", ["relprop", "relprop.kernels", "relprop.backends.triton"])
 def test_importing_does_not_import_triton(name: str) -> None:
     code = f"import sys, {name}; raise SystemExit('triton' in sys.modules)"

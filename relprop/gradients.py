@@ -59,8 +59,8 @@ class GradientPlan:
         facts = analyse(graph, floating, integer)
         if output not in facts.carriers:
             raise PlanningError(
-                f"the output '{output}' does not depend on any input to explain; "
-                "check `inputs=` and `output=`"
+                f"the output '{output}' does not depend on any input to explain; check `inputs=` "
+                "and `output=` (integer inputs count only through an embedding)"
             )
         return cls(graph, output, facts, method)
 
@@ -168,7 +168,14 @@ def _noise(x: Tensor, method: GradientMethod, generator: torch.Generator) -> Ten
 
 
 def _baseline(method: GradientMethod, x: Tensor) -> Tensor:
-    return torch.as_tensor(method.baseline, dtype=x.dtype, device=x.device).expand(x.shape)
+    baseline = torch.as_tensor(method.baseline, dtype=x.dtype, device=x.device)
+    try:
+        return baseline.expand(x.shape)
+    except RuntimeError:
+        raise InputError(
+            f"{method.name}: baseline of shape {tuple(baseline.shape)}; expected a number, or a "
+            f"tensor that broadcasts to the input's {tuple(x.shape)}"
+        ) from None
 
 
 def _values(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,13 +92,16 @@ def _deconvnet() -> GradientMethod:
 
 
 def _smoothgrad(samples: int = 20, noise: float = 0.1, seed: int = 0) -> GradientMethod:
-    _at_least("smoothgrad", "samples", samples, 1)
-    _at_least("smoothgrad", "noise", noise, 0)
+    _whole("smoothgrad", "samples", samples, 1)
+    _whole("smoothgrad", "seed", seed, 0)
+    number = isinstance(noise, (int, float)) and not isinstance(noise, bool)
+    if not number or not 0 <= noise < math.inf:
+        raise InputError(f"smoothgrad: noise is {noise!r}; expected a finite number >= 0")
     return GradientMethod("smoothgrad", samples=samples, noise=noise, seed=seed)
 
 
 def _integrated_gradients(steps: int = 50, baseline: Any = 0.0) -> GradientMethod:
-    _at_least("integrated_gradients", "steps", steps, 1)
+    _whole("integrated_gradients", "steps", steps, 1)
     return GradientMethod(
         "integrated_gradients", samples=steps, path=True, times_input=True, baseline=baseline
     )
@@ -120,7 +124,7 @@ def names() -> list[str]:
     return [*_GRADIENT_METHODS, *composites.PRESETS, "lrp_alpha<a>_beta<b>"]
 
 
-def resolve(method: Any, options: dict[str, Any] | None = None) -> Method:
+def resolve(method: Any, options: Mapping[str, Any] | None = None) -> Method:
     """The method behind a name, a rule, a composite or a method.
 
     Args:
@@ -130,6 +134,10 @@ def resolve(method: Any, options: dict[str, Any] | None = None) -> Method:
     Raises:
         InputError: an unknown name, a missing or unknown option, an object of another type.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise InputError(
+            f"method_options: {type(options).__name__}; expected a dict, such as {{'low': -1}}"
+        )
     options = dict(options or {})
     if isinstance(method, str):
         return _by_name(method, options)
@@ -171,6 +179,6 @@ def _by_name(name: str, options: dict[str, Any]) -> Method:
     return PropagationMethod(name, start, composite)
 
 
-def _at_least(method: str, name: str, value: Any, minimum: float) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= minimum:
-        raise InputError(f"{method}: {name} is {value!r}; expected a number >= {minimum}")
+def _whole(method: str, name: str, value: Any, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise InputError(f"{method}: {name} is {value!r}; expected a whole number >= {minimum}")

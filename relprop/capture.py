@@ -7,8 +7,9 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.export.graph_signature import InputKind
 
 from relprop.errors import CaptureError
 from relprop.graph import Graph, Node, Ref, Source
+from relprop.timeaxis import library_operation, time_axes, whole_sequences
 
 __all__ = ["CAPTURE_LOCK", "capture_by_export", "example_batch"]
 
@@ -53,14 +55,19 @@ def capture_by_export(
 ) -> Graph:
     """The model's graph for inputs like these.
 
-    First with a symbolic batch on axis `batch_dim` of every input; if the model ties itself to a
-    batch size, for the batch size of these inputs alone.
+    First with a symbolic batch on axis `batch_dim` of every input, and for a recurrent model with
+    symbolic time; if the model ties itself to a number of steps or a batch size, for those of
+    these inputs alone.
 
     Raises:
         CaptureError: torch.export refuses the model; the message holds its reason.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
     small_args, small_kwargs = pytree.tree_unflatten(example_batch(leaves, batch_dim), spec)
+    axes = free_time(model, leaves, batch_dim)
+    if axes:
+        with contextlib.suppress(Exception):
+            return _for_any_time(model, small_args, small_kwargs, batch_dim, axes)
     try:
         program = _export(model, small_args, small_kwargs, batch_dim)
         return _graph(model, program, EXAMPLE_BATCH, symbolic=True)
@@ -74,6 +81,42 @@ def capture_by_export(
     return _graph(model, program, batch, symbolic=False)
 
 
+def free_time(model: nn.Module, leaves: Sequence[Any], batch_dim: int) -> dict[int, int]:
+    """The time axes for which one capture may serve any number of steps from two on."""
+    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return {}
+    axes = time_axes(model, leaves, batch_dim)
+    return axes if all(leaves[i].shape[axis] > 1 for i, axis in axes.items()) else {}
+
+
+def _for_any_time(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch_dim: int,
+    axes: dict[int, int],
+) -> Graph:
+    """The graph with symbolic time.
+
+    Raises:
+        CaptureError: the model divides the time axis itself, so that its parts have no fixed size.
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    for i, axis in axes.items():
+        if leaves[i].shape[axis] <= EXAMPLE_BATCH:  # equal sizes would be taken for one size
+            leaves[i] = torch.cat([leaves[i]] * 2, axis)
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    program = _export(model, args, kwargs, batch_dim, axes)
+    for node in program.graph_module.graph.nodes:
+        if "split" in operation_name(node.target) or "chunk" in operation_name(node.target):
+            axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
+            if any(isinstance(part.shape[axis], torch.SymInt) for part in node.meta["val"]):
+                raise CaptureError(f"{node.target} divides an axis of symbolic size")
+    graph = _graph(model, program, EXAMPLE_BATCH, symbolic=True)
+    graph.any_time = True
+    return graph
+
+
 def _has_axis(leaf: Any, axis: int) -> bool:
     return isinstance(leaf, Tensor) and leaf.ndim > axis
 
@@ -84,19 +127,24 @@ def _first_line(error: BaseException) -> str:
 
 
 def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: int | None
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch_dim: int | None,
+    time: Mapping[int, int] = MappingProxyType({}),
 ) -> torch.export.ExportedProgram:
     dynamic: Any = None
     if batch_dim is not None:
         shapes = torch.export.ShapesCollection()
-        batch = torch.export.Dim("batch")
+        batch, steps = torch.export.Dim("batch"), torch.export.Dim("time")
         leaves, spec = pytree.tree_flatten((args, kwargs))
         # every leaf its own object: the collection is keyed by identity
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(leaves, spec)
-        for leaf in leaves:
+        for index, leaf in enumerate(leaves):
             if _has_axis(leaf, batch_dim):
-                shapes[leaf] = {batch_dim: batch}
+                free = {time[index]: steps} if index in time else {}
+                shapes[leaf] = {batch_dim: batch, **free}
         dynamic = shapes.dynamic_shapes(model, args, kwargs)
     loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loggers]
@@ -104,7 +152,11 @@ def _export(
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         # torch.export prints the graph so far when it refuses a model; the CaptureError says why
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+            whole_sequences(),
+        ):
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
             return program.run_decompositions({})
@@ -169,7 +221,7 @@ class _Translation:
         return Node(
             name=node.name,
             op=operation_name(node.target),
-            function=node.target,  # type: ignore[arg-type]
+            function=library_operation(node.target),
             args=tuple(_argument(arg) for arg in node.args),
             kwargs={key: _argument(arg) for key, arg in node.kwargs.items()},
             path=calls[-1] if calls else "",

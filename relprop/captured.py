@@ -15,7 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from relprop.capture import CAPTURE_LOCK, capture_by_export, example_batch
+from relprop.capture import CAPTURE_LOCK, capture_by_export, example_batch, free_time
 from relprop.errors import CaptureError, InputError, PlanningError
 from relprop.graph import Graph
 from relprop.record import record
@@ -93,16 +93,24 @@ class Call:
         leaves = [x.detach().clone() if isinstance(x, Tensor) else x for x in self.leaves]
         return Call(leaves, self.spec, self.labels, self.batch_dim)
 
-    def key(self) -> tuple[Any, ...]:
-        """What a graph depends on besides the model: structure, shapes but for the batch, types."""
-        return (str(self.spec), self.batch_dim, *(self._leaf_key(leaf) for leaf in self.leaves))
+    def key(self, free: Mapping[int, int] | None = None) -> tuple[Any, ...]:
+        """What a graph depends on besides the model: structure, shapes but for the batch, types.
 
-    def _leaf_key(self, leaf: Any) -> Any:
+        Args:
+            free: axes of leaves, by their position, whose size does not matter either.
+        """
+        axes = free or {}
+        leaves = [self._leaf_key(leaf, axes.get(i)) for i, leaf in enumerate(self.leaves)]
+        return (str(self.spec), self.batch_dim, *leaves)
+
+    def _leaf_key(self, leaf: Any, free: int | None) -> Any:
         if not isinstance(leaf, Tensor):
             return (type(leaf), repr(leaf))
         shape = list(leaf.shape)
         if leaf.ndim > self.batch_dim:
             shape[self.batch_dim] = -1
+        if free is not None:
+            shape[free] = -2
         return (tuple(shape), leaf.dtype, str(leaf.device))
 
 
@@ -207,7 +215,8 @@ def check_modes(model: nn.Module) -> None:
             )
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     for path, module in model.named_modules():
-        if module.training and isinstance(module, kinds):
+        dropping = isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1
+        if module.training and (dropping or isinstance(module, kinds)):
             raise PlanningError(
                 f"model: '{path}' ({type(module).__name__}) is in training mode, so an explanation "
                 "would depend on the other samples or on chance; call model.eval() first"
@@ -237,8 +246,10 @@ def captured(model: nn.Module, call: Call) -> Graph:
     check_modes(model)
     with CAPTURE_LOCK:
         graphs = _GRAPHS.setdefault(model, OrderedDict())
-        key = (torch.get_default_dtype(), *call.key())
-        for found in (key, (*key, call.batch)):
+        setting = torch.get_default_dtype()
+        key = (setting, *call.key())
+        any_time = (setting, *call.key(free_time(model, call.leaves, call.batch_dim)))
+        for found in (any_time, key, (*key, call.batch)):
             entry = graphs.get(found)
             if entry is not None and entry.holds(model, call.batch):
                 graphs.move_to_end(found)
@@ -247,7 +258,7 @@ def captured(model: nn.Module, call: Call) -> Graph:
             graph, written = _capture(model, call)
         if graph.origin == "export":
             found = key if graph.symbolic else (*key, call.batch)
-            graphs[found] = _Entry(model, graph, written)
+            graphs[any_time if graph.any_time else found] = _Entry(model, graph, written)
             while len(graphs) > KEPT:
                 graphs.popitem(last=False)
         return graph

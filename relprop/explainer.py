@@ -17,6 +17,7 @@ from relprop.conservation import StepRecord
 from relprop.errors import InputError, PlanningError
 from relprop.explanation import Explanation
 from relprop.gradients import GradientPlan
+from relprop.lengths import explain_by_length
 from relprop.graph import Graph, Ref, refs_of
 from relprop.plan import Plan
 from relprop.targets import Target, resolve_target, seed, squeeze_targets, start_sums
@@ -122,7 +123,9 @@ class Explainer:
                 tuples for outputs of several dimensions; None where there is one value a sample.
             start: overrides the explainer's; also a tensor shaped like the output, without target.
             kwargs: the model's keyword arguments.
-            lengths: valid steps of each sample, for recurrent layers.
+            lengths: valid steps of each sample `[batch]`, for models with recurrent layers on
+                padded inputs: each sample is explained as if it were alone and had only these,
+                and relevance of the padding is exactly 0.
 
         Returns:
             A tensor shaped like the input (a tuple for several), with an axis of K after the batch
@@ -171,11 +174,15 @@ class Explainer:
         lengths: Any,
         full: bool,
     ) -> Explanation:
-        if lengths is not None:
-            raise InputError("lengths: the model has no recurrent layer that could use them")
         call = Call.of(inputs, kwargs, self.batch_dim)
         with neutral_modes():
-            return self._explained_call(call, target, start, full)
+            if lengths is None:
+                return self._explained_call(call, target, start, full)
+
+            def explained(part: Call, own_target: Any, own_start: Any) -> Explanation:
+                return self._explained_call(part, own_target, own_start, full)
+
+            return explain_by_length(self.model, call, target, start, lengths, explained)
 
     def _explained_call(self, call: Call, target: Any, start: Any, full: bool) -> Explanation:
         self._check_inputs(call)

@@ -18,7 +18,7 @@ from relprop.graph import map_refs
 from relprop.layers import Parts, Step
 from relprop.layers.normalise import linearised
 from relprop.layers.pointwise import summand_factors
-from relprop.layers.recurrent import naive_recurrent
+from relprop.layers.recurrent import Recurrence
 from relprop.rules import Norm, Pass
 
 __all__ = ["naive_relevance"]
@@ -36,8 +36,10 @@ def naive_relevance(
     """
     if step.operation.carry == "item":
         return [Parts({step.node.args[1]: r})]
-    if step.operation.carry == "recurrent":
-        return list(naive_recurrent(step, values, r))
+    if isinstance(step.operation, Recurrence):
+        return list(step.operation.naive(step, values, r))
+    if step.operation.carry == "packing":
+        return list(step.operation.relevance(step, step.operation.save(step, values, None), r, None))
     targets = [_one_target(step, values, row) for row in r]
     return [
         None if parts[0] is None else torch.stack([part for part in parts if part is not None])

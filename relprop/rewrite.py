@@ -37,6 +37,7 @@ _PARTS = {"split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsaf
 _BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm",
                 "cudnn_batch_norm", "_native_batch_norm_legit", "miopen_batch_norm"}  # fmt: skip
 _POOLS_WITH_INDICES = {f"max_pool{n}d_with_indices": f"max_pool{n}d" for n in (1, 2, 3)}
+_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _ADAPTIVE_MAX = {f"adaptive_max_pool{n}d" for n in (1, 2, 3)}
 
 
@@ -95,6 +96,8 @@ def _single_values(graph: Graph) -> None:
     for name, node in list(graph.nodes.items()):
         if node.op in _VIEWS:
             graph.nodes[name] = replace(node, op="reshape", function=aten.reshape.default)
+        elif node.op in _RECURRENT and node.overload == "data":
+            graph.nodes[name] = replace(node, op=f"{node.op}_packed")
         elif node.op in _SYNONYMS:
             op = _SYNONYMS[node.op]
             function = getattr(getattr(aten, op), node.overload)

@@ -12,7 +12,7 @@ Relevance has one more leading axis than the value it belongs to: the targets.  
 with several values, such as an LSTM's output and last states, is `Parts`.
 """
 
-from relprop.layers import linear, movement, normalise, pointwise, pool, recurrent
+from relprop.layers import linear, movement, normalise, packed, pointwise, pool, recurrent
 from relprop.layers.base import Operation, Parts, Step, operation, registered
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "movement",
     "normalise",
     "operation",
+    "packed",
     "pointwise",
     "pool",
     "recurrent",

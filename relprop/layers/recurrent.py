@@ -15,7 +15,7 @@ from relprop.recurrent.layout import GRU_ONLY, Direction, Layout, directions_of,
 from relprop.recurrent.oracle import relevance_of_samples
 from relprop.rules import Recurrent, Rule
 
-__all__ = ["Item", "Recurrence", "RecurrentCell", "RecurrentLayer", "naive_recurrent"]
+__all__ = ["Item", "Recurrence", "RecurrentCell", "RecurrentLayer"]
 
 Call = tuple[Layout, list[Direction], Tensor, Tensor, Tensor | None]
 """A layer, its weights, its input, its initial hidden states, its initial cells."""
@@ -76,6 +76,11 @@ class Recurrence(Operation):
         """Of the relevance of x, h_0, c_0 that of the step's inputs, in their order."""
         operands = zip(self.operands(step.node), self.given(parts), strict=True)
         return [part for x, part in operands if isinstance(x, Ref) and x.name in step.inputs]
+
+    def naive(self, step: Step, values: Mapping[str, Any], r: Any) -> list[Tensor | None]:
+        """The plain loop, for `backend="reference"`: relevance of each of the step's inputs."""
+        parts = naive_parts(self.call(step.node, values), step, self.unpack(r))
+        return self.chosen(step, parts)
 
     def default_rule(self, epsilon: float) -> Rule:
         return Recurrent(epsilon=epsilon)
@@ -171,14 +176,15 @@ class LstmCell(RecurrentCell):
         return [None if h is None else h.unsqueeze(1), None, None if c is None else c.unsqueeze(1)]
 
 
-def naive_recurrent(step: Step, values: Mapping[str, Any], r: Any) -> list[Tensor | None]:
-    """The plain loop, for `backend="reference"`: relevance of each of the step's inputs."""
-    assert isinstance(step.operation, Recurrence) and isinstance(step.rule, Recurrent)
-    layout, directions, x, h0, c0 = step.operation.call(step.node, values)
+def naive_parts(
+    call: Call, step: Step, given: Sequence[Tensor | None], lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Relevance of x, h_0 and c_0 by the plain loop, in float32 at least."""
+    assert isinstance(step.rule, Recurrent)
+    layout, directions, x, h0, c0 = call
     dtype = torch.promote_types(x.dtype, torch.float32)
     x, h0 = x.detach().to(dtype), h0.detach().to(dtype)
     c0 = None if c0 is None else c0.detach().to(dtype)
     weights = [direction.to(x) for direction in directions]
-    given = [None if part is None else part.to(dtype) for part in step.operation.unpack(r)]
-    parts = relevance_of_samples(layout, weights, x, h0, c0, given, step.rule)
-    return step.operation.chosen(step, parts)
+    r = [None if part is None else part.to(dtype) for part in given]
+    return relevance_of_samples(layout, weights, x, h0, c0, r, step.rule, lengths)

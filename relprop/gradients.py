@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from relprop.analysis import Facts, analyse
 from relprop.errors import InputError, PlanningError
-from relprop.graph import Graph, Ref
+from relprop.graph import Graph, Node, Ref
 from relprop.methods import GradientMethod
-from relprop.run import source_values
+from relprop.run import located, source_values
 from relprop.tables import table
 
 __all__ = ["GradientPlan", "attribute"]
@@ -191,20 +191,22 @@ def _values(
             values[name] = values[name].detach().clone().requires_grad_()
     last = graph.last_reads([plan.output, *wanted, *_embeddings(plan)])
     for node in graph.nodes.values():
-        if node.op == "relu" and method.relu != "plain":
-            values[node.name] = _ModifiedReLU.apply(
-                values[node.args[0].name], method.relu == "guided"
-            )
-        elif node.op == "mul" and method.relu != "plain":
-            constant = {n: values[n].detach() for n in node.refs if n in facts.gates}
-            values[node.name] = node.evaluate({**values, **constant})
-        else:
-            values[node.name] = node.evaluate(values)
+        with located(node):
+            values[node.name] = _value(node, values, method, facts)
         if node.op == "embedding" and node.name in facts.carriers and torch.is_grad_enabled():
             values[node.name] = values[node.name].detach().requires_grad_()
         for name in last[node.name]:
             values.pop(name, None)
     return values
+
+
+def _value(node: Node, values: dict[str, Any], method: GradientMethod, facts: Facts) -> Any:
+    if node.op == "relu" and method.relu != "plain":
+        return _ModifiedReLU.apply(values[node.args[0].name], method.relu == "guided")
+    if node.op == "mul" and method.relu != "plain":
+        constant = {n: values[n].detach() for n in node.refs if n in facts.gates}
+        return node.evaluate({**values, **constant})
+    return node.evaluate(values)
 
 
 def _ordinary(value: Any) -> Any:

@@ -5,7 +5,8 @@ Relevance has a leading axis of K targets throughout; nothing here uses autograd
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 from relprop.backends import Backend
 from relprop.capture import CAPTURE_LOCK
 from relprop.conservation import StepRecord
-from relprop.errors import RelpropError
-from relprop.graph import Graph
+from relprop.errors import InputError, RelpropError
+from relprop.graph import Graph, Node
 from relprop.layers import Parts, Step
 from relprop.oracle import naive_relevance
 from relprop.plan import Plan, rule_text
 
-__all__ = ["Engine", "Forward", "evaluate", "forward", "relevance", "source_values"]
+__all__ = ["Engine", "Forward", "evaluate", "forward", "located", "relevance", "source_values"]
 
 
 @dataclass
@@ -88,16 +89,31 @@ def forward(
         if node.name in values:
             continue
         step = plan.steps.get(node.name)
-        if step is None:
-            values[node.name] = node.evaluate(values)
-        else:
-            values[node.name], kept = _forward_step(step, values, engine)
-            if keep:
-                saved[node.name] = kept
+        with located(node):
+            if step is None:
+                values[node.name] = node.evaluate(values)
+            else:
+                values[node.name], kept = _forward_step(step, values, engine)
+                if keep:
+                    saved[node.name] = kept
         shapes[node.name] = getattr(values[node.name], "shape", None)
         for name in plan.releases[node.name]:
             del values[name]
     return Forward(values[plan.output], saved, shapes)
+
+
+@contextlib.contextmanager
+def located(node: Node) -> Iterator[None]:
+    """Lets an error of a library operation say in which of the model's layers it happened."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        if "out of memory" in str(error).lower():
+            raise
+        where = f"'{node.path}' ({node.op})" if node.path else node.op
+        raise InputError(
+            f"{where}: the forward pass fails on these inputs or parameters: {error}"
+        ) from error
 
 
 def _known(plan: Plan, engine: Engine, model: nn.Module) -> dict[str, Any]:

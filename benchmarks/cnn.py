@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="highest")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--only", default="", help="measure variants whose name contains this")
     parser.add_argument("--record", type=Path, help="CSV file to write")
     arguments = parser.parse_args(argv)
@@ -47,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    model = network(name)
+    model = network(name).to(arguments.device)
     torch.manual_seed(1)
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = images.to(arguments.device, memory_format=torch.channels_last)
     with torch.no_grad():
         labels = model(images).argmax(1)
     calls = variants(name, model, images, labels, arguments.precision)
@@ -92,17 +93,17 @@ def _row(
         "peak_mib": round(peak / 2**20, 1),
         "peak_gradients": round(peak / base_bytes, 3),
         "rounds": timing.rounds,
-        **environment(),
+        **environment(arguments.device),
     }
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str = "cpu") -> dict[str, Any]:
     """What a record needs to be read later."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "commit": commit or "unknown",

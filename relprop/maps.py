@@ -105,11 +105,22 @@ class Conv(LinearMap):
         if not self._symmetric:
             for axis, (before, after) in enumerate(self.padding, start=2):
                 padded[axis] += before + after
-        like = s.new_empty(1).expand(padded)
+        like = _unfilled(s, padded)
         out = torch.ops.aten.convolution_backward.default(
             s, like, w, None, *self._arguments(), [True, False, False]
         )[0]
         return out if self._symmetric else F.pad(out, [-size for size in self._pads])
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _unfilled(s: Tensor, shape: list[int]) -> Tensor:
+    """A tensor for the library to read shape and memory format from; its values do not matter."""
+    form = _CHANNELS_LAST.get(s.ndim)
+    if form is None or s.is_contiguous() or not s.is_contiguous(memory_format=form):
+        return s.new_empty(1).expand(shape)
+    return torch.empty(shape, dtype=s.dtype, device=s.device, memory_format=form)
 
 
 @dataclass(frozen=True)

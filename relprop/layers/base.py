@@ -13,7 +13,16 @@ from relprop.errors import PlanningError
 from relprop.graph import Node, Ref
 from relprop.rules import Rule
 
-__all__ = ["Operation", "Parts", "Step", "operation", "quotient", "register", "registered", "unbroadcast"]
+__all__ = [
+    "Operation",
+    "Parts",
+    "Step",
+    "operation",
+    "quotient",
+    "register",
+    "registered",
+    "unbroadcast",
+]
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,21 @@ def quotient(r: Tensor, z: Tensor, epsilon: float) -> Tensor:
     if epsilon == 0:
         return torch.where(z == 0, torch.zeros((), dtype=r.dtype, device=r.device), r / z)
     return r / torch.where(z >= 0, z + epsilon, z - epsilon)
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """The memory format of a value: channels innermost, or last axis innermost."""
+    for ndim, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if x.ndim == ndim and not x.is_contiguous() and x.is_contiguous(memory_format=form):
+            return form
+    return torch.contiguous_format
+
+
+def laid_out(r: Tensor, form: torch.memory_format) -> Tensor:
+    """Relevance `[K, *shape]` in a memory format: mixed formats slow every operation down."""
+    if form is torch.contiguous_format:
+        return r
+    return r.flatten(0, 1).contiguous(memory_format=form).unflatten(0, r.shape[:2])
 
 
 def unbroadcast(r: Tensor, shape: torch.Size) -> Tensor:

@@ -10,9 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relprop.graph import Node
-from relprop.layers.base import Operation, Step, argument, register, unbroadcast
+from relprop.layers.base import (
+    Operation,
+    Step,
+    argument,
+    laid_out,
+    layout,
+    register,
+    unbroadcast,
+)
 
 __all__ = ["Concatenation", "Movement"]
+
+aten = torch.ops.aten
 
 
 class Movement(Operation):
@@ -32,10 +42,12 @@ class Reshape(Movement):
     """The same elements in the same order."""
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
-        return values[step.inputs[0]].shape
+        x = values[step.inputs[0]]
+        return x.shape, layout(x)
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
-        return (r.reshape(r.shape[0], *saved),)
+        shape, form = saved
+        return (laid_out(r.reshape(r.shape[0], *shape), form),)
 
 
 @register("permute", "transpose", "t", "movedim", "numpy_T", "swapaxes")
@@ -169,6 +181,45 @@ def _by_index(
     result = r.new_zeros(r.shape[0], count)
     result.index_add_(1, origin, r.reshape(r.shape[0], -1))
     return (result.view(r.shape[0], *shape),)
+
+
+@register("slice_scatter", "select_scatter")
+class Assignment(Movement):
+    """`x[:, i] = y`: the places written to carry the relevance of y, the others that of x."""
+
+    several = True
+
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+        node = step.node
+        view = aten.slice.Tensor if node.op == "slice_scatter" else aten.select.int
+        kept = r.clone()
+        for row in kept:
+            view(row, *node.args[2:], **node.kwargs).zero_()
+        parts = (kept, torch.stack([view(row, *node.args[2:], **node.kwargs) for row in r]))
+        operands = zip(node.args[:2], parts, strict=True)
+        return [part for ref, part in operands if ref.name in step.inputs]
+
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
+        return known(node.args[0]) and known(node.args[1])
+
+
+@register("copy")
+class Overwriting(Movement):
+    """copy(x, y): y broadcast to the shape of x, whose values are lost."""
+
+    several = True
+
+    def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
+        return [values[name].shape if name == step.node.args[1].name else None
+                for name in step.inputs]  # fmt: skip
+
+    def relevance(
+        self, step: Step, saved: Any, r: Tensor, engine: Any
+    ) -> Sequence[Tensor | None]:
+        return [None if shape is None else unbroadcast(r, shape) for shape in saved]
+
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
+        return known(node.args[1])
 
 
 @register("embedding")

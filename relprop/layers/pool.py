@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node
-from relprop.layers.base import Operation, Step, argument, quotient, register, wide
+from relprop.layers.base import (
+    Operation,
+    Step,
+    argument,
+    laid_out,
+    layout,
+    quotient,
+    register,
+    wide,
+)
 from relprop.rules import Norm, Rule
 
 __all__ = ["LinearPooling", "MaxPooling"]
@@ -36,8 +45,8 @@ class LinearPooling(Operation):
         assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
         s = quotient(r, out, step.rule.epsilon)
         a = wide(a)
-        rows = [self.adjoint(step.node, row, a) for row in s]
-        return ((torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)).mul_(a),)
+        rows = [self.adjoint(step.node, row, a).mul_(a) for row in s]
+        return (laid_out(_stacked(rows), layout(a)),)
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
         return known(node.args[0])
@@ -137,6 +146,10 @@ class Resampling(LinearPooling):
         return known(node.args[0]) and node.op != "upsample_bicubic2d"
 
 
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(rows)) if len(rows) > 1 else rows[0].unsqueeze(0)
+
+
 class Winner(Operation):
     """Base: of each window the largest element takes all, the first of equal ones."""
 
@@ -213,7 +226,7 @@ class MaxPooling(Winner):
             )
             for row in r
         ]
-        return (torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0),)
+        return (laid_out(_stacked(rows), form),)
 
 
 @register("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")

@@ -16,7 +16,7 @@ __all__ = ["Facts", "analyse"]
 
 _NO_FLOW = {
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros",
-    "new_ones", "new_full", "new_empty", "sym_size", "sign", "sgn",
+    "new_ones", "new_full", "new_empty", "sym_size", "sign", "sgn", "fill", "zero",
 }  # fmt: skip
 _SHAPED_LIKE = {"expand_as", "view_as", "reshape_as"}
 _GATES = {"sigmoid", "hardsigmoid", "softmax", "_softmax"}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind
 
 from relprop.errors import CaptureError
@@ -42,7 +43,8 @@ def _resize(tensor: Tensor, axis: int) -> Tensor:
         return tensor
     size = tensor.shape[axis]
     if size >= EXAMPLE_BATCH:
-        return tensor.narrow(axis, 0, EXAMPLE_BATCH)
+        # a copy: strides that tell of the whole batch would tie the capture to its size
+        return tensor.narrow(axis, 0, EXAMPLE_BATCH).clone()
     if size == 0:
         shape = list(tensor.shape)
         shape[axis] = EXAMPLE_BATCH
@@ -161,6 +163,8 @@ def _export(
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
             return program.run_decompositions({})
     finally:
+        # torch's cache of fake operations would hold on to this capture's shapes and tensors
+        FakeTensorMode.cache_clear()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
@@ -285,12 +289,18 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 
 def _size(size: Any) -> int:
-    hint = size.node.hint if isinstance(size, torch.SymInt) else size
-    return int(size if hint is None else hint)
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    if not size.node.has_hint():
+        raise CaptureError("the shape of a value depends on the data, as with x[mask]")
+    return int(size.node.hint)
 
 
 def _parts(value: Any) -> dict[str, Any]:
-    """Shapes of the parts of a value that is a tuple (split, unbind, …)."""
+    """Shapes of the parts of a value that is a tuple (split, unbind, …), axes of free size."""
+    if isinstance(value, Tensor):
+        sizes = enumerate(value.shape)
+        return {"free": tuple(i for i, size in sizes if isinstance(size, torch.SymInt))}
     if isinstance(value, (tuple, list)):
         return {"parts": [_shape(part) for part in value]}
     return {}

@@ -17,8 +17,9 @@ from relprop.conservation import StepRecord
 from relprop.errors import InputError, PlanningError
 from relprop.explanation import Explanation
 from relprop.gradients import GradientPlan
-from relprop.lengths import explain_by_length
 from relprop.graph import Graph, Ref, refs_of
+from relprop.grouping import explain_within_memory
+from relprop.lengths import explain_by_length
 from relprop.plan import Plan
 from relprop.targets import Target, resolve_target, seed, squeeze_targets, start_sums
 
@@ -74,7 +75,7 @@ class Explainer:
         example_inputs: Any = None,
     ) -> None:
         self.model = unwrap(model)
-        self.method = methods.resolve(method, dict(method_options or {}))
+        self.method = methods.resolve(method, method_options)
         self.start = self.method.start if start is None else start
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         self.output = output
@@ -129,7 +130,7 @@ class Explainer:
 
         Returns:
             A tensor shaped like the input (a tuple for several), with an axis of K after the batch
-            axis for a 2-d target.  Detached; float64 for a float64 output, else float32.
+            axis for a 2-d target.  Detached; float64 for a float64 input, else float32.
 
         Raises:
             InputError: an input, target or start is of the wrong shape, type or value.
@@ -177,12 +178,20 @@ class Explainer:
         call = Call.of(inputs, kwargs, self.batch_dim)
         with neutral_modes():
             if lengths is None:
-                return self._explained_call(call, target, start, full)
+                return self._within_memory(call, target, start, full)
 
             def explained(part: Call, own_target: Any, own_start: Any) -> Explanation:
-                return self._explained_call(part, own_target, own_start, full)
+                return self._within_memory(part, own_target, own_start, full)
 
             return explain_by_length(self.model, call, target, start, lengths, explained)
+
+    def _within_memory(self, call: Call, target: Any, start: Any, full: bool) -> Explanation:
+        def explained(part: Call, own_target: Any, own_start: Any) -> Explanation:
+            return self._explained_call(part, own_target, own_start, full)
+
+        if getattr(self.method, "noise", 0.0):  # drawn for a whole batch: halves get other noise
+            return explained(call, target, start)
+        return explain_within_memory(call, target, start, explained)
 
     def _explained_call(self, call: Call, target: Any, start: Any, full: bool) -> Explanation:
         self._check_inputs(call)
@@ -190,7 +199,7 @@ class Explainer:
         values = dict(zip(graph.inputs, call.leaves, strict=True))
         chosen = self._chosen(graph, call, plan)
         named = {path: _layer(plan, path) for path in self.layers}
-        begin = _Start(target, self.start if start is None else start, call, self.nan_policy)
+        begin = _Start(target, self.start if start is None else start, call, self.nan_policy, plan)
         wanted = [*chosen, *named.values()] if full else chosen
         records: list[StepRecord] = []
         if isinstance(plan, GradientPlan):
@@ -202,6 +211,8 @@ class Explainer:
             batch = (call.batch, self.batch_dim)
             kept = records if full else None
             found = run.relevance(plan, engine, passed, seeds, wanted, kept, batch)
+            for name in set(wanted) - {*found, *values}:
+                found[name] = seeds.new_zeros(seeds.shape[0], *passed.shapes[name])
         maps = [_map(found.get(name), values[name], seeds) for name in chosen]
         return self._result(call, begin, output, seeds, maps, named, found, records)
 
@@ -221,8 +232,13 @@ class Explainer:
         for relevance in maps:
             delta = delta - start_sums(relevance, axis).to(delta)
         shaped = tuple(squeeze_targets(relevance, target, axis) for relevance in maps)
+        graph = begin.plan.graph
         hidden = {
-            path: squeeze_targets(found[name], target, min(axis, found[name].ndim - 2))
+            path: squeeze_targets(
+                found[name],
+                target,
+                graph.batch_axis(name, found[name].shape[1:], call.batch, axis) or 0,
+            )
             for path, name in named.items()
             if name in found
         }
@@ -244,6 +260,8 @@ class Explainer:
         for label, leaf in zip(call.labels, call.leaves, strict=True):
             if not isinstance(leaf, Tensor):
                 continue
+            if leaf.is_meta:
+                raise InputError(f"input {label}: a tensor on the meta device; expected values")
             if leaf.is_complex() or leaf.layout is not torch.strided:
                 raise InputError(
                     f"input {label}: {leaf.dtype}, {leaf.layout}; expected real, dense numbers"
@@ -321,10 +339,11 @@ class Explainer:
         if self.output is None:
             if len(names) == 1:
                 return names[0]
-            keys = list(graph.output) if isinstance(graph.output, Mapping) else len(names)
             raise InputError(
-                f"output: the model returns {len(names)} tensors ({keys}); say which with "
-                "output=, an index, a key or a function"
+                f"output: the model returns {_described(graph)}; say which with output=, an index, "
+                "a key or a function"
+                if names
+                else f"output: {type(self.model).__name__} returns no tensor to explain"
             )
         try:
             picked = (
@@ -334,35 +353,43 @@ class Explainer:
             )
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise InputError(
-                f"output: {self.output!r} picks nothing from a {type(graph.output).__name__} of "
-                f"{len(names)} tensors: {error}"
-            ) from None
+                f"output: {self.output!r} picks nothing; the model returns {_described(graph)}"
+            ) from error
         found = list(refs_of(picked))
         if len(found) != 1 or not isinstance(picked, Ref):
-            raise InputError(f"output: {self.output!r} picks {len(found)} tensors; expected one")
+            raise InputError(
+                f"output: {self.output!r} picks {len(found)} tensors; expected exactly one (the "
+                f"model returns {_described(graph)})"
+            )
         return found[0]
 
 
 class _Start:
     """From an output to the starting relevance; remembers the target it resolved."""
 
-    def __init__(self, target: Any, start: Any, call: Call, nan_policy: str) -> None:
+    def __init__(
+        self, target: Any, start: Any, call: Call, nan_policy: str, plan: Plan | GradientPlan
+    ) -> None:
         self.target, self.start, self.call, self.nan_policy = target, start, call, nan_policy
+        self.plan = plan
         self.resolved: Target | None = None
         self.axis = 0
 
     def __call__(self, output: Tensor) -> Tensor:
         if self.nan_policy == "raise":
             _check_finite("the model's output", output)
-        batch, axis = self.call.batch, self.call.batch_dim
-        fits = output.ndim > axis and output.shape[axis] == batch
-        self.axis = axis if fits else 0
+        batch, graph = self.call.batch, self.plan.graph
+        axis = graph.batch_axis(self.plan.output, output.shape, batch, self.call.batch_dim)
+        self.axis = axis or 0
         if isinstance(self.start, Tensor):
             if self.target is not None:
                 raise InputError("start: a tensor beside a target; expected target=None")
         else:
             self.resolved = resolve_target(self.target, output.shape, batch, self.axis)
-        return seed(self.resolved, output, self.start)
+        begun = seed(self.resolved, output, self.start)
+        if self.nan_policy == "raise":
+            _check_finite("the starting relevance", begun)
+        return begun
 
 
 def explain(
@@ -391,10 +418,23 @@ def explain(
     return Explainer(model, method, **options)(*inputs, target=target, kwargs=kwargs)
 
 
+def _described(graph: Graph) -> str:
+    """What the model returns, in words."""
+    if isinstance(graph.output, Ref):
+        return "one tensor"
+    count = len(graph.output_names)
+    keys = f" under {list(graph.output)}" if isinstance(graph.output, Mapping) else ""
+    return f"{count} tensors in a {type(graph.output).__name__}{keys}"
+
+
 def _map(relevance: Tensor | None, x: Tensor, seeds: Tensor) -> Tensor:
+    """The map of an input: zero where no relevance came, float64 for a float64 input."""
+    dtype = seeds.dtype
+    if x.is_floating_point():
+        dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     if relevance is None:
-        return seeds.new_zeros(seeds.shape[0], *x.shape)
-    return relevance
+        return seeds.new_zeros(seeds.shape[0], *x.shape, dtype=dtype)
+    return relevance.to(dtype)
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

@@ -102,6 +102,10 @@ def _single_values(graph: Graph) -> None:
             op = _SYNONYMS[node.op]
             function = getattr(getattr(aten, op), node.overload)
             graph.nodes[name] = replace(node, op=op, function=function)
+        elif node.op == "copy":  # of y over x: y broadcast to the shape of x
+            x, y = node.args[:2]
+            function = aten.expand_as.default
+            graph.nodes[name] = replace(node, op="expand_as", function=function, args=(y, x))
         elif node.op == "pad" and argument(node, 2, "mode", "constant") == "constant":
             args = (*node.args[:2], argument(node, 3, "value", None) or 0)
             graph.nodes[name] = replace(
@@ -255,13 +259,13 @@ def _spread(value: Any, count: int) -> tuple[int, ...]:
 
 def _from_batch_norm(node: Node) -> list[Node]:
     x, weight, bias, mean, variance = node.args[:5]
-    training = node.args[5] if node.op != "_native_batch_norm_legit_no_training" else False
-    epsilon = node.args[7 if node.op != "_native_batch_norm_legit_no_training" else 6]
     if mean is None or variance is None or isinstance(mean, bool):
         raise PlanningError(
             f"'{node.path}' ({node.op}) has no running statistics, so one sample's output depends "
             "on the others; use track_running_stats=True"
         )
+    training = node.args[5] if node.op != "_native_batch_norm_legit_no_training" else False
+    epsilon = node.args[7 if node.op != "_native_batch_norm_legit_no_training" else 6]
     if training:
         raise PlanningError(
             f"'{node.path}' ({node.op}) is in training mode; call model.eval() first"

@@ -386,3 +386,31 @@ def test_joint_rule_on_pixels_and_state() -> None:
     r_x, r_h = joint(state, r)
     r_first = dense(first, model.again.weight, model.again.bias, r_h)
     close(found, r_x + joint(zero, r_first)[0])
+
+
+class Assigned(nn.Module):
+    """Parts of a hidden value written in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        h[:, 0] = 0.5
+        h[:, 2:] = x[:, 1:3]
+        return self.head(h.relu_())
+
+
+@BOTH
+def test_assignment_in_place(backend: str) -> None:
+    model, x = Assigned().double(), torch.randn(3, 4).double()
+    w, b = model.layer.weight, model.layer.bias
+    h = x @ w.T + b
+    a = torch.stack([torch.full((3,), 0.5).double(), h[:, 1], x[:, 1], x[:, 2]], 1).relu()
+    r = dense(a, model.head.weight, model.head.bias, at(model(x), 1))
+    kept = torch.zeros_like(r)
+    kept[:, 1] = r[:, 1]
+    expected = dense(x, w, b, kept)
+    expected[:, 1:3] += r[:, 2:]
+    close(explained(model, "lrp_epsilon", x, backend=backend), expected)

@@ -203,25 +203,6 @@ class Assignment(Movement):
         return known(node.args[0]) and known(node.args[1])
 
 
-@register("copy")
-class Overwriting(Movement):
-    """copy(x, y): y broadcast to the shape of x, whose values are lost."""
-
-    several = True
-
-    def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
-        return [values[name].shape if name == step.node.args[1].name else None
-                for name in step.inputs]  # fmt: skip
-
-    def relevance(
-        self, step: Step, saved: Any, r: Tensor, engine: Any
-    ) -> Sequence[Tensor | None]:
-        return [None if shape is None else unbroadcast(r, shape) for shape in saved]
-
-    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
-        return known(node.args[1])
-
-
 @register("embedding")
 class Embedding(Movement):
     """Embedding look-up: a token's relevance is the sum over its vector."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -121,15 +121,25 @@ def _label(entry: Any) -> int | str:
 
 
 class _Entry:
-    """A graph, and the state of the model's modules for which it holds."""
+    """A graph, and the state of the model's modules for which it holds.
 
-    def __init__(self, model: nn.Module, graph: Graph, written: set[tuple[int, str]]) -> None:
+    Without a graph it says why the model cannot be exported, hence is recorded at each call.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph | None,
+        written: set[tuple[int, str]],
+        reasons: Sequence[str] = (),
+    ) -> None:
         self.graph = graph
         self.written = written
+        self.reasons = reasons
         self.state = [(weakref.ref(module), self._traits(module)) for module in model.modules()]
 
     def holds(self, model: nn.Module, batch: int) -> bool:
-        if not self.graph.symbolic and self.graph.batch != batch:
+        if self.graph is not None and not self.graph.symbolic and self.graph.batch != batch:
             return False
         modules = list(model.modules())
         return len(modules) == len(self.state) and all(
@@ -153,6 +163,8 @@ def _settings(module: nn.Module) -> list[tuple[str, Any]]:
     """Plain attributes that a forward pass may depend on: numbers, names, flags, functions."""
     found: list[tuple[str, Any]] = []
     for name, value in module.__dict__.items():
+        if name == "_is_torch_compile":  # set by torch.compile(module)
+            continue
         kind = type(value)
         if kind in _SIMPLE or (kind in (tuple, list) and all(type(v) in _SIMPLE for v in value)):
             found.append((name, tuple(value) if kind is list else value))
@@ -244,57 +256,59 @@ def captured(model: nn.Module, call: Call) -> Graph:
         CaptureError: the model cannot be captured, or the graph's output is not the model's.
     """
     check_modes(model)
-    with CAPTURE_LOCK:
+    with CAPTURE_LOCK, neutral_modes():
         graphs = _GRAPHS.setdefault(model, OrderedDict())
-        setting = torch.get_default_dtype()
-        key = (setting, *call.key())
-        any_time = (setting, *call.key(free_time(model, call.leaves, call.batch_dim)))
-        for found in (any_time, key, (*key, call.batch)):
-            entry = graphs.get(found)
+        free = free_time(model, call.leaves, call.batch_dim)
+        kind = torch.get_default_dtype()
+        any_time, any_batch = (kind, *call.key(free)), (kind, *call.key())
+        this_batch = (*any_batch, call.batch)
+        for key in (any_time, any_batch, this_batch):
+            entry = graphs.get(key)
             if entry is not None and entry.holds(model, call.batch):
-                graphs.move_to_end(found)
-                return entry.graph
-        with neutral_modes():
-            graph, written = _capture(model, call)
-        if graph.origin == "export":
-            found = key if graph.symbolic else (*key, call.batch)
-            graphs[any_time if graph.any_time else found] = _Entry(model, graph, written)
+                graphs.move_to_end(key)
+                break
+        else:
+            entry = _capture(model, call)
+            symbolic = entry.graph is not None and entry.graph.symbolic
+            timeless = entry.graph is not None and entry.graph.any_time
+            graphs[any_time if timeless else any_batch if symbolic else this_batch] = entry
             while len(graphs) > KEPT:
                 graphs.popitem(last=False)
-        return graph
+        return entry.graph or _recorded(model, call, entry.reasons)
 
 
-def _capture(model: nn.Module, call: Call) -> tuple[Graph, set[tuple[int, str]]]:
-    """The graph, and the settings that the forward pass itself writes.
+def _capture(model: nn.Module, call: Call) -> _Entry:
+    """Capture by torch.export.
 
     Every run of the model starts from the same state, and so does the check of the graph.
     """
     expected, written = _example_output(model, call)
-    reasons: list[str] = []
     try:
         with untouched(model), hooks_disabled(model) as hooked:
             graph = canonical(capture_by_export(model, *call.arguments, call.batch_dim))
-        if graph.symbolic and expected is not None:
-            difference = _difference(graph, model, call.example(), expected)
-        else:
-            difference = _difference(graph, model, call, _own_output(model, call))
-        if difference is None:
-            return graph, written
-        reasons.append(f"{difference} (its hooks change it)" if hooked else difference)
     except CaptureError as error:
-        reasons.append(str(error))
-    # hooks that change values run here, and see the tensors of an actual call
+        return _Entry(model, None, written, [str(error)])
+    if graph.symbolic and expected is not None:
+        difference = _difference(graph, model, call.example(), expected)
+    else:
+        difference = _difference(graph, model, call, _own_output(model, call))
+    if difference is None:
+        return _Entry(model, graph, written)
+    return _Entry(model, None, written, [difference + " (hooks change it)" * hooked])
+
+
+def _recorded(model: nn.Module, call: Call, reasons: Sequence[str]) -> Graph:
+    """The operations of this very call; hooks run, and see its tensors."""
     own = _own_output(model, call)
     try:
         with untouched(model):
             graph = canonical(record(model, *call.arguments, call.batch_dim))
     except CaptureError as error:
-        reasons.append(str(error))
-        raise CaptureError(_explain(model, reasons)) from error
+        raise CaptureError(_explain(model, [*reasons, str(error)])) from error
     difference = _difference(graph, model, call, own)
     if difference is not None:
         raise CaptureError(_explain(model, [*reasons, difference]))
-    return graph, written
+    return graph
 
 
 def _example_output(model: nn.Module, call: Call) -> tuple[list[Any] | None, set[tuple[int, str]]]:
@@ -311,7 +325,7 @@ def _example_output(model: nn.Module, call: Call) -> tuple[list[Any] | None, set
     return expected, written
 
 
-def _explain(model: nn.Module, reasons: list[str]) -> str:
+def _explain(model: nn.Module, reasons: Sequence[str]) -> str:
     listed = "\n  ".join(dict.fromkeys(reasons))
     return (
         f"{type(model).__name__} could not be captured:\n  {listed}\n"
@@ -333,8 +347,18 @@ def _run_model(model: nn.Module, call: Call) -> list[Any]:
         lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(
             f"the model itself fails on these inputs ({_describe(call)}): "
-            f"{type(error).__name__}: {lines[0]}"
+            f"{type(error).__name__}: {lines[0]}{_hint(model, call)}"
         ) from error
+
+
+def _hint(model: nn.Module, call: Call) -> str:
+    """The parameters' type, where a real input has another one."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    given = {leaf.dtype for leaf in call.leaves if isinstance(leaf, Tensor)}
+    if len(kinds) != 1 or given <= kinds:
+        return ""
+    (kind,) = kinds
+    return f"; the model's parameters are {str(kind).removeprefix('torch.')}"
 
 
 def _describe(call: Call) -> str:

@@ -14,6 +14,7 @@ from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
 from relprop.inplace import rectify
 from relprop.layers import Operation, Step, operation
+from relprop.layers.base import refuse
 from relprop.layers.pointwise import Unchanged
 from relprop.layers.recurrent import Recurrence
 from relprop.rules import Joint, LinearRule, Norm, Pass, Product, Rule
@@ -66,8 +67,8 @@ class Plan:
         facts = analyse(graph, floating, integer)
         if output not in facts.carriers:
             raise PlanningError(
-                f"the output '{output}' does not depend on any input to explain; "
-                "check `inputs=` and `output=`"
+                f"the output '{output}' does not depend on any input to explain; check `inputs=` "
+                "and `output=` (integer inputs count only through an embedding)"
             )
         nodes = [node for node in graph.nodes.values() if carried(node, facts)]
         infos = {node.name: layer_info(node, facts) for node in nodes}
@@ -309,7 +310,7 @@ class _Binder:
             count = len(self.unruled)
             what = "one operation" if count == 1 else f"{count} operations"
             listed = "".join(f"\n  {text}" for text in self.unruled)
-            example = self.unruled[0].partition("'")[2].partition("'")[0] or "<path>"
+            example = self.unruled[0].partition("'")[2].partition("'")[0] or "path:"
             problems.append(
                 f"{self.method} has no rule for {what}:{listed}\n"
                 f"Give each one: composite.with_rule({example!r}, rules.Pass()) where the shape "
@@ -323,6 +324,15 @@ class _Passed(Unchanged):
     """An operation without a propagation of its own to which the user gave Pass."""
 
     kind = "passed"
+
+    def save(self, step: Step, values: Mapping[str, Any], out: Any) -> None:
+        shape = values[step.inputs[0]].shape
+        if out.shape != shape:
+            raise refuse(
+                step,
+                f"rule Pass needs input and output of one shape, got {list(shape)} and "
+                f"{list(out.shape)}; the operation has no rule yet",
+            )
 
 
 _PASS: Operation = _Passed()

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["CaptureError", "FileFormatError", "InputError", "PlanningError", "RelpropError"]
+__all__ = [
+    "CaptureError",
+    "FileFormatError",
+    "InputError",
+    "PlanningError",
+    "RelpropError",
+    "is_out_of_memory",
+]
 
 
 class RelpropError(Exception):
@@ -23,3 +30,11 @@ class InputError(RelpropError, ValueError):
 
 class FileFormatError(RelpropError):
     """A file is missing, damaged, of another kind, or larger than is safe to read."""
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch failed to get memory, on a GPU or on the CPU."""
+    return any(words in str(error) for words in _OUT_OF_MEMORY)

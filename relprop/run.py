@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from relprop.backends import Backend
 from relprop.capture import CAPTURE_LOCK
 from relprop.conservation import StepRecord
-from relprop.errors import InputError, RelpropError
+from relprop.errors import InputError, RelpropError, is_out_of_memory
 from relprop.graph import Graph, Node
 from relprop.layers import Parts, Step
 from relprop.oracle import naive_relevance
@@ -108,7 +108,7 @@ def located(node: Node) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, IndexError) as error:
-        if "out of memory" in str(error).lower():
+        if is_out_of_memory(error):
             raise
         where = f"'{node.path}' ({node.op})" if node.path else node.op
         raise InputError(
@@ -173,7 +173,7 @@ def _relevance_step(step: Step, saved: Any, r: Tensor | Parts, engine: Engine) -
             return naive_relevance(step, saved, r)
         return step.operation.relevance(step, saved, r, engine)
     except RuntimeError as error:
-        if "out of memory" in str(error).lower() or isinstance(error, RelpropError):
+        if is_out_of_memory(error) or isinstance(error, RelpropError):
             raise
         raise RelpropError(f"{step.where}: the relevance pass failed: {error}") from error
 

@@ -1,17 +1,11 @@
-"""Composites: which rule each layer gets.
-
-A composite is data.  `Composite.assign` looks only at `LayerInfo`, the plan's description of an
-operation, so nothing here knows of graphs or tensors.  Presets carry the names the field uses;
-those of Zennit mean what they mean there, on networks with one stem.
-"""
+"""Composites as data: selectors, precedence, and which rule each layer gets."""
 
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,44 +15,26 @@ from torch import nn
 from relprop.errors import InputError, PlanningError
 from relprop.rules import (
     EPSILON,
-    AlphaBeta,
     Epsilon,
-    Flat,
-    Gamma,
     LinearRule,
     Norm,
     Pass,
     Product,
     Recurrent,
     Rule,
-    WSquare,
     ZBox,
-    ZPlus,
 )
 
 __all__ = [
     "KINDS",
     "LINEAR_KINDS",
-    "PRESETS",
     "Composite",
     "LayerInfo",
     "Selector",
-    "alpha_beta",
-    "deep_taylor",
-    "epsilon_alpha2_beta1",
-    "epsilon_alpha2_beta1_flat",
-    "epsilon_gamma_box",
-    "epsilon_plus",
-    "epsilon_plus_flat",
-    "excitation_backprop",
-    "from_name",
-    "lrp_epsilon",
-    "lrp_flat",
-    "lrp_gamma",
-    "lrp_w_square",
-    "lrp_zero",
-    "lrp_zplus",
-    "uniform",
+    "adapted",
+    "allowed_rules",
+    "checked_rule",
+    "fits",
 ]
 
 Selector = str | type[nn.Module]
@@ -202,13 +178,13 @@ class Composite:
     ) -> None:
         """Write a rule to the layers it is selected for and that have none yet."""
         matched = [i for i, layer in enumerate(layers) if _matches(selector, layer)]
-        fitting = [i for i in matched if _fits(rule, layers[i].kind)]
+        fitting = [i for i in matched if fits(rule, layers[i].kind)]
         if required and not matched:
             raise PlanningError(self._unmatched(selector, layers))
         if matched and not fitting:
             raise PlanningError(self._unfitting(selector, rule, [layers[i] for i in matched]))
         for i in fitting:
-            chosen[i] = chosen[i] or _adapted(rule, layers[i].kind)
+            chosen[i] = chosen[i] or adapted(rule, layers[i].kind)
 
     def _give_first(
         self,
@@ -249,7 +225,7 @@ class Composite:
     def _unfitting(self, selector: Selector, rule: Rule, matched: Sequence[LayerInfo]) -> str:
         shown = ", ".join(str(layer) for layer in matched[:3]) + (", ..." * (len(matched) > 3))
         kinds = dict.fromkeys(layer.kind for layer in matched)
-        allowed = "; ".join(f"{kind} takes {_allowed(kind)}" for kind in kinds)
+        allowed = "; ".join(f"{kind} takes {allowed_rules(kind)}" for kind in kinds)
         return (
             f"{self._label}: selector {_show(selector)} gives {rule!r} to {shown}, "
             f"which cannot take it: {allowed}."
@@ -285,11 +261,12 @@ def _pairs(where: str, pairs: Iterable[tuple[Selector, Rule]]) -> tuple[tuple[Se
                 f"Composite {where}: selector {selector!r} is neither a kind ({', '.join(KINDS)}), "
                 "nor a glob on a module path, nor an nn.Module class"
             )
-        checked.append((selector, _rule(where, rule)))
+        checked.append((selector, checked_rule(where, rule)))
     return tuple(checked)
 
 
-def _rule(where: str, rule: Any) -> Rule:
+def checked_rule(where: str, rule: Any) -> Rule:
+    """The rule, if it is one; an error that says what came else."""
     if isinstance(rule, Rule):
         return rule
     called = isinstance(rule, type) and issubclass(rule, Rule)
@@ -304,9 +281,10 @@ def _kind_pairs(
     for kind, rule in pairs:
         if kind not in kinds:
             raise InputError(f"Composite {where}: kind {kind!r}; expected {', '.join(kinds)}")
-        if not _fits(_rule(where, rule), kind):
+        if not fits(checked_rule(where, rule), kind):
             raise InputError(
-                f"Composite {where}: {kind!r} is given {rule!r}, but {kind} takes {_allowed(kind)}"
+                f"Composite {where}: {kind!r} is given {rule!r}, but {kind} takes "
+                f"{allowed_rules(kind)}"
             )
         checked.append((kind, rule))
     return tuple(checked)
@@ -327,9 +305,11 @@ def _first(first: Any, pixel: Any) -> Rule | tuple[tuple[str, Rule], ...] | None
     if isinstance(first, (Mapping, tuple, list)):
         pairs = first.items() if isinstance(first, Mapping) else first
         return _kind_pairs("first", pairs, LINEAR_KINDS) or None
-    rule = _rule("first", first)
-    if not _fits(rule, "linear"):
-        raise InputError(f"Composite first: {rule!r}; a linear layer takes {_allowed('linear')}")
+    rule = checked_rule("first", first)
+    if not fits(rule, "linear"):
+        raise InputError(
+            f"Composite first: {rule!r}; a linear layer takes {allowed_rules('linear')}"
+        )
     return rule
 
 
@@ -357,11 +337,13 @@ def _matches(selector: Selector, layer: LayerInfo) -> bool:
     return fnmatchcase(layer.path, glob) or fnmatchcase(plain, glob)
 
 
-def _fits(rule: Rule, kind: str) -> bool:
+def fits(rule: Rule, kind: str) -> bool:
+    """Whether layers of that kind take the rule."""
     return isinstance(rule, _RULES_OF_KIND.get(kind, _RULES_OF_OTHER_KINDS))
 
 
-def _allowed(kind: str) -> str:
+def allowed_rules(kind: str) -> str:
+    """The rules that layers of a kind take, in words."""
     names: dict[type[Rule], str] = {
         LinearRule: "a rule of linear maps (Epsilon, ZPlus, AlphaBeta, ...)"
     }
@@ -371,7 +353,7 @@ def _allowed(kind: str) -> str:
     return " or ".join(names.get(rule, rule.__name__) for rule in allowed)
 
 
-def _adapted(rule: Rule, kind: str) -> Rule:
+def adapted(rule: Rule, kind: str) -> Rule:
     """A rule of linear maps on a recurrent layer is the rule of its candidate's map."""
     if kind != "recurrent" or not isinstance(rule, LinearRule):
         return rule
@@ -385,271 +367,3 @@ def _show(selector: Selector) -> str:
 
 def _show_pairs(pairs: Iterable[tuple[Selector, Rule]]) -> str:
     return "[" + ", ".join(f"({_show(selector)}, {rule!r})" for selector, rule in pairs) + "]"
-
-
-# Presets.  Their rules are `defaults`: a network without convolutions may use them too.
-
-
-def _preset(
-    name: str,
-    conv: Rule,
-    linear: Rule,
-    stabilizer: float,
-    first: Rule | Mapping[str, Rule] | None = None,
-    recurrent: Rule | None = None,
-) -> Composite:
-    pairs = [("conv", conv), ("linear", linear)]
-    if recurrent is not None:
-        pairs.append(("recurrent", recurrent))
-    return Composite(first=first, stabilizer=stabilizer, defaults=pairs, name=name)
-
-
-ZeroParams = str | Sequence[str] | None
-
-
-def _zero_params(value: ZeroParams) -> str | None:
-    """Zennit takes a list of parameter names; a rule takes "bias" or None."""
-    if value is None or isinstance(value, str):
-        return value
-    names = list(value)
-    if names not in ([], ["bias"]):
-        raise InputError(f"zero_params is {value!r}; expected None, 'bias' or ['bias']")
-    return "bias" if names else None
-
-
-def epsilon_plus(
-    epsilon: float = EPSILON, stabilizer: float = EPSILON, zero_params: ZeroParams = None
-) -> Composite:
-    """ZPlus in convolutions, Epsilon in dense layers.  Zennit's EpsilonPlus.
-
-    Args:
-        epsilon: stabilizer of the Epsilon rule.
-        stabilizer: stabilizer of everything else.
-        zero_params: "bias" leaves biases out of the denominators.
-    """
-    zero = _zero_params(zero_params)
-    return _preset("epsilon_plus", ZPlus(stabilizer, zero), Epsilon(epsilon, zero), stabilizer)
-
-
-def epsilon_plus_flat(
-    epsilon: float = EPSILON, stabilizer: float = EPSILON, zero_params: ZeroParams = None
-) -> Composite:
-    """`epsilon_plus` with Flat in the first layer.  Zennit's EpsilonPlusFlat."""
-    base = epsilon_plus(epsilon, stabilizer, zero_params)
-    flat = Flat(stabilizer, _zero_params(zero_params))
-    return replace(base, first=flat, name="epsilon_plus_flat")
-
-
-def epsilon_alpha2_beta1(
-    epsilon: float = EPSILON, stabilizer: float = EPSILON, zero_params: ZeroParams = None
-) -> Composite:
-    """AlphaBeta(2, 1) in convolutions, Epsilon in dense layers.  Zennit's EpsilonAlpha2Beta1."""
-    zero = _zero_params(zero_params)
-    conv = AlphaBeta(2.0, 1.0, stabilizer, zero)
-    return _preset("epsilon_alpha2_beta1", conv, Epsilon(epsilon, zero), stabilizer)
-
-
-def epsilon_alpha2_beta1_flat(
-    epsilon: float = EPSILON, stabilizer: float = EPSILON, zero_params: ZeroParams = None
-) -> Composite:
-    """`epsilon_alpha2_beta1` with Flat in the first layer.  Zennit's EpsilonAlpha2Beta1Flat."""
-    base = epsilon_alpha2_beta1(epsilon, stabilizer, zero_params)
-    flat = Flat(stabilizer, _zero_params(zero_params))
-    return replace(base, first=flat, name="epsilon_alpha2_beta1_flat")
-
-
-def epsilon_gamma_box(
-    low: Any,
-    high: Any,
-    epsilon: float = EPSILON,
-    gamma: float = 0.25,
-    stabilizer: float = EPSILON,
-    zero_params: ZeroParams = None,
-) -> Composite:
-    """ZBox in a convolution that comes first, Gamma in the others, Epsilon in dense layers.
-
-    Zennit's EpsilonGammaBox.  A network that begins with a dense layer has Epsilon there.
-
-    Args:
-        low, high: the least and greatest value of a pixel: numbers, or tensors that broadcast
-            against the input without its batch axis.
-        epsilon: stabilizer of the Epsilon rule.
-        gamma: see `rules.Gamma`.
-        stabilizer: stabilizer of everything else.
-        zero_params: "bias" leaves biases out of the denominators.
-    """
-    zero = _zero_params(zero_params)
-    conv, box = Gamma(gamma, stabilizer, zero), ZBox(low, high, stabilizer, zero)
-    first = {"conv": box}
-    return _preset("epsilon_gamma_box", conv, Epsilon(epsilon, zero), stabilizer, first)
-
-
-def excitation_backprop(stabilizer: float = EPSILON, zero_params: ZeroParams = None) -> Composite:
-    """ZPlus in every linear layer.  Zhang et al. 2016; Zennit's ExcitationBackprop."""
-    rule = ZPlus(stabilizer, _zero_params(zero_params))
-    return _preset("excitation_backprop", rule, rule, stabilizer)
-
-
-def uniform(rule: Rule, *, stabilizer: float | None = None, name: str = "") -> Composite:
-    """One rule on every linear layer: what a bare rule means as a method.
-
-    Args:
-        rule: `Epsilon(e)` goes to recurrent layers too and makes e the stabilizer; any other
-            rule of linear maps, or `Pass`, goes to linear layers and convolutions alone;
-            `Recurrent` goes to recurrent layers and its epsilon to everything else.
-        stabilizer: of everything else; None is e as above, 1e-6 for other rules.
-        name: what to call the composite in messages.
-
-    Raises:
-        InputError: the rule is of no use to a linear or recurrent layer.
-    """
-    _rule("uniform", rule)
-    if not (_fits(rule, "linear") or _fits(rule, "recurrent")):
-        raise InputError(f"uniform: {rule!r}; a linear layer takes {_allowed('linear')}")
-    shared = isinstance(rule, (Epsilon, Recurrent))
-    if stabilizer is None:
-        stabilizer = rule.epsilon if isinstance(rule, (Epsilon, Recurrent)) else EPSILON
-    linear = Epsilon(rule.epsilon) if isinstance(rule, Recurrent) else rule
-    recurrent = _adapted(rule, "recurrent") if shared else None
-    label = name or type(rule).__name__
-    return _preset(label, linear, linear, stabilizer, recurrent=recurrent)
-
-
-def alpha_beta(
-    alpha: float = 2.0,
-    beta: float = 1.0,
-    pixel: tuple[Any, Any] | None = (-1.0, 1.0),
-    stabilizer: float = EPSILON,
-) -> Composite:
-    """The seeds' LRP: AlphaBeta that conserves in every layer, ZBox at the pixels.
-
-    Args:
-        alpha, beta: with alpha - beta = 1.
-        pixel: (low, high) of the pixels; None has AlphaBeta there too.
-        stabilizer: of every rule.
-    """
-    rule = AlphaBeta(alpha, beta, stabilizer, conserve=True)
-    first = None if pixel is None else ZBox(*pixel, epsilon=stabilizer)
-    return _preset("alpha_beta", rule, rule, stabilizer, first)
-
-
-def deep_taylor(low: Any, high: Any, stabilizer: float = EPSILON) -> Composite:
-    """Deep Taylor: AlphaBeta(1, 0) in every layer, ZBox(low, high) at the pixels.
-
-    Montavon et al. 2017.  The method starts from relu of the output.
-    """
-    rule, box = AlphaBeta(1.0, 0.0, stabilizer), ZBox(low, high, stabilizer)
-    return _preset("deep_taylor", rule, rule, stabilizer, box)
-
-
-def lrp_zero(zero_params: ZeroParams = None) -> Composite:
-    """LRP-0: Epsilon without a stabilizer.  Bach et al. 2015; Montavon et al. 2019."""
-    return uniform(Epsilon(0.0, _zero_params(zero_params)), name="lrp_zero")
-
-
-def lrp_epsilon(epsilon: float = EPSILON, zero_params: ZeroParams = None) -> Composite:
-    """LRP-epsilon everywhere.  Bach et al. 2015, eq. 58."""
-    return uniform(Epsilon(epsilon, _zero_params(zero_params)), name="lrp_epsilon")
-
-
-def lrp_gamma(
-    gamma: float = 0.25, stabilizer: float = EPSILON, zero_params: ZeroParams = None
-) -> Composite:
-    """LRP-gamma in every linear layer.  Montavon et al. 2019; Andéol et al. 2021."""
-    rule = Gamma(gamma, stabilizer, _zero_params(zero_params))
-    return uniform(rule, stabilizer=stabilizer, name="lrp_gamma")
-
-
-def lrp_zplus(stabilizer: float = EPSILON, zero_params: ZeroParams = None) -> Composite:
-    """ZPlus in every linear layer.  Montavon et al. 2017."""
-    rule = ZPlus(stabilizer, _zero_params(zero_params))
-    return uniform(rule, stabilizer=stabilizer, name="lrp_zplus")
-
-
-def lrp_w_square(stabilizer: float = EPSILON, zero_params: ZeroParams = None) -> Composite:
-    """WSquare in every linear layer.  Montavon et al. 2017."""
-    rule = WSquare(stabilizer, _zero_params(zero_params))
-    return uniform(rule, stabilizer=stabilizer, name="lrp_w_square")
-
-
-def lrp_flat(stabilizer: float = EPSILON) -> Composite:
-    """Flat in every linear layer.  Lapuschkin et al. 2019."""
-    return uniform(Flat(stabilizer), stabilizer=stabilizer, name="lrp_flat")
-
-
-PRESETS: dict[str, Callable[..., Composite]] = {
-    preset.__name__: preset
-    for preset in (
-        epsilon_plus,
-        epsilon_plus_flat,
-        epsilon_alpha2_beta1,
-        epsilon_alpha2_beta1_flat,
-        epsilon_gamma_box,
-        excitation_backprop,
-        alpha_beta,
-        deep_taylor,
-        lrp_zero,
-        lrp_epsilon,
-        lrp_gamma,
-        lrp_zplus,
-        lrp_w_square,
-        lrp_flat,
-    )
-}
-"""The composites that `from_name` knows, besides `lrp_alpha<alpha>_beta<beta>`."""
-
-_ALPHA_BETA_NAME = re.compile(r"lrp_alpha(\d+(?:\.\d+)?)_beta(\d+(?:\.\d+)?)")
-
-
-def from_name(name: str, **options: Any) -> Composite:
-    """A preset by name: a key of `PRESETS`, or `lrp_alpha<alpha>_beta<beta>` with alpha - beta = 1.
-
-    Args:
-        name: for instance "epsilon_plus" or "lrp_alpha2_beta1" (AlphaBeta in every linear layer,
-            no rule for pixels).
-        options: the arguments of the preset.
-
-    Raises:
-        InputError: the name or an option is unknown, a required option is missing, or a value is
-            out of range.
-    """
-    preset = _preset_by_name(name)
-    parameters = inspect.signature(preset).parameters
-    unknown = sorted(set(options) - set(parameters))
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], list(parameters), n=1)
-        hint = f"; did you mean {near[0]!r}" if near else ""
-        raise InputError(
-            f"{name}: unknown option {unknown[0]!r}{hint}; it takes {', '.join(parameters)}"
-        )
-    required = [key for key, p in parameters.items() if p.default is inspect.Parameter.empty]
-    missing = [key for key in required if key not in options]
-    if missing:
-        raise InputError(
-            f"{name}: it needs {' and '.join(missing)}, the least and greatest value an input can "
-            f"have; pass method_options={{{', '.join(f'{key!r}: ...' for key in required)}}}"
-        )
-    try:
-        return preset(**options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: {error}") from error
-
-
-def _preset_by_name(name: str) -> Callable[..., Composite]:
-    if name in PRESETS:
-        return PRESETS[name]
-    match = _ALPHA_BETA_NAME.fullmatch(name)
-    if match is None:
-        near = difflib.get_close_matches(name, list(PRESETS), n=3, cutoff=0.4)
-        hint = f"near it: {', '.join(near)}" if near else f"expected one of {', '.join(PRESETS)}"
-        raise InputError(
-            f"Unknown composite {name!r}; {hint} (or lrp_alpha<alpha>_beta<beta> such as "
-            "lrp_alpha2_beta1)"
-        )
-    alpha, beta = map(float, match.groups())
-
-    def preset(stabilizer: float = EPSILON, zero_params: ZeroParams = None) -> Composite:
-        rule = AlphaBeta(alpha, beta, stabilizer, _zero_params(zero_params))
-        return uniform(rule, stabilizer=stabilizer, name=name)
-
-    return preset

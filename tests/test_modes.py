@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import relprop
 from relprop import backends, methods, run
 from relprop import captured as captured_module
+from relprop.capture import CAPTURE_LOCK
 from relprop.captured import Call
 
 OPTIONS = {"epsilon_gamma_box": {"low": -3, "high": 3}, "deep_taylor": {"low": -3, "high": 3}}
@@ -252,6 +253,22 @@ def test_explaining_while_another_thread_captures_the_same_model(net: Net) -> No
     maps, found = in_threads(capture, run_meanwhile)
     assert [m.shape[-1] for m in maps] == [7, 9]
     assert all(torch.equal(relevance, expected) for relevance in found)
+
+
+def test_parameters_are_not_read_while_a_capture_is_under_way(net: Net) -> None:
+    explainer = relprop.Explainer(net, "epsilon_plus", example_inputs=images())
+    graph, read = explainer.plan.graph, threading.Event()
+
+    def task() -> None:
+        run.source_values(graph, net, graph.sources)
+        read.set()
+
+    thread = threading.Thread(target=task)
+    with CAPTURE_LOCK:  # torch.export has its own tensors in the model's place now
+        thread.start()
+        assert not read.wait(0.1)
+    thread.join(10)
+    assert read.is_set()
 
 
 # --- memory -------------------------------------------------------------------------------------

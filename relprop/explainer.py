@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +16,11 @@ from relprop.conservation import StepRecord
 from relprop.errors import InputError, PlanningError
 from relprop.explanation import Explanation
 from relprop.gradients import GradientPlan
-from relprop.graph import Graph, Ref, refs_of
+from relprop.graph import Graph
 from relprop.grouping import explain_within_memory
 from relprop.lengths import explain_by_length
 from relprop.plan import Plan
+from relprop.selection import explained_inputs, explained_labels, layer_value, output_value
 from relprop.targets import Target, resolve_target, seed, squeeze_targets, start_sums
 
 __all__ = ["Explainer", "explain"]
@@ -197,8 +197,9 @@ class Explainer:
         self._check_inputs(call)
         graph, plan, engine = self._prepare(call)
         values = dict(zip(graph.inputs, call.leaves, strict=True))
-        chosen = self._chosen(graph, call, plan)
-        named = {path: _layer(plan, path) for path in self.layers}
+        labels = explained_labels(self.inputs, call)
+        chosen = explained_inputs(graph, call, plan, labels)
+        named = {path: layer_value(plan, path) for path in self.layers}
         begin = _Start(target, self.start if start is None else start, call, self.nan_policy, plan)
         wanted = [*chosen, *named.values()] if full else chosen
         records: list[StepRecord] = []
@@ -286,8 +287,8 @@ class Explainer:
             return entry
 
     def _bind(self, graph: Graph, call: Call) -> Plan | GradientPlan:
-        output = self._output_name(graph)
-        explained = self._explained(call)
+        output = output_value(graph, self.output, type(self.model).__name__)
+        explained = explained_labels(self.inputs, call)
         tensors = [
             (name, leaf)
             for name, leaf, label in zip(graph.inputs, call.leaves, call.labels, strict=True)
@@ -298,70 +299,21 @@ class Explainer:
         if isinstance(self.method, methods.GradientMethod):
             return GradientPlan.make(graph, output, self.method, floating, integer)
         assert isinstance(self.method, methods.PropagationMethod)
-        return Plan.make(
-            graph,
-            output,
-            self.method.composite,
-            floating=floating,
-            integer=integer,
-            backend=self.backend,
-            precision=self.precision,
-            method=self.method.name,
-        )
-
-    def _explained(self, call: Call) -> set[int | str] | None:
-        if self.inputs is None:
-            return None
-        unknown = [label for label in self.inputs if label not in call.labels]
-        if unknown:
-            raise InputError(
-                f"inputs: {unknown} not among the arguments of the call, {call.labels}; expected "
-                "positions and keywords"
+        named = (self.method.name, self.method.composite, output, self.backend, self.precision)
+        key = (*named, tuple(floating), tuple(integer))
+        if key not in graph.plans:  # kept with the graph: `explain` in a loop plans once
+            graph.plans[key] = Plan.make(
+                graph,
+                output,
+                self.method.composite,
+                floating=floating,
+                integer=integer,
+                backend=self.backend,
+                precision=self.precision,
+                method=self.method.name,
             )
-        return set(self.inputs)
-
-    def _chosen(self, graph: Graph, call: Call, plan: Plan | GradientPlan) -> list[str]:
-        """The graph's inputs that get relevance: floating ones, and tokens that are embedded."""
-        explained = self._explained(call)
-        embedded = {name for node in plan.graph.nodes.values() if node.op == "embedding"
-                    for name in node.refs if name in plan.facts.tokens}  # fmt: skip
-        reaching = _ancestors(plan.graph, embedded)
-        return [
-            name
-            for name, leaf, label in zip(graph.inputs, call.leaves, call.labels, strict=True)
-            if isinstance(leaf, Tensor)
-            and (explained is None or label in explained)
-            and (leaf.is_floating_point() or name in reaching)
-        ]
-
-    def _output_name(self, graph: Graph) -> str:
-        names = list(dict.fromkeys(graph.output_names))
-        if self.output is None:
-            if len(names) == 1:
-                return names[0]
-            raise InputError(
-                f"output: the model returns {_described(graph)}; say which with output=, an index, "
-                "a key or a function"
-                if names
-                else f"output: {type(self.model).__name__} returns no tensor to explain"
-            )
-        try:
-            picked = (
-                self.output(graph.output)
-                if callable(self.output)
-                else _item(graph.output, self.output)
-            )
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"output: {self.output!r} picks nothing; the model returns {_described(graph)}"
-            ) from error
-        found = list(refs_of(picked))
-        if len(found) != 1 or not isinstance(picked, Ref):
-            raise InputError(
-                f"output: {self.output!r} picks {len(found)} tensors; expected exactly one (the "
-                f"model returns {_described(graph)})"
-            )
-        return found[0]
+        plan: Plan = graph.plans[key]
+        return plan
 
 
 class _Start:
@@ -418,15 +370,6 @@ def explain(
     return Explainer(model, method, **options)(*inputs, target=target, kwargs=kwargs)
 
 
-def _described(graph: Graph) -> str:
-    """What the model returns, in words."""
-    if isinstance(graph.output, Ref):
-        return "one tensor"
-    count = len(graph.output_names)
-    keys = f" under {list(graph.output)}" if isinstance(graph.output, Mapping) else ""
-    return f"{count} tensors in a {type(graph.output).__name__}{keys}"
-
-
 def _map(relevance: Tensor | None, x: Tensor, seeds: Tensor) -> Tensor:
     """The map of an input: zero where no relevance came, float64 for a float64 input."""
     dtype = seeds.dtype
@@ -444,32 +387,6 @@ def _check_finite(name: str, tensor: Tensor) -> None:
             f"{name}: {count} of {tensor.numel()} values are NaN or infinite; clean them, or pass "
             "nan_policy='propagate'"
         )
-
-
-def _ancestors(graph: Graph, names: set[str]) -> set[str]:
-    found = set(names)
-    for node in reversed(list(graph.nodes.values())):
-        if node.name in found:
-            found.update(node.refs)
-    return found
-
-
-def _layer(plan: Plan | GradientPlan, path: str) -> str:
-    names = plan.layer_names()
-    if path not in names:
-        near = difflib.get_close_matches(path, names, n=3, cutoff=0.4) or names[:5]
-        raise InputError(
-            f"layers: {path!r} is no module call of the plan; near ones: {', '.join(near)}"
-        )
-    return plan.graph.module_outputs[path]
-
-
-def _item(output: Any, key: Any) -> Any:
-    if isinstance(key, int) and isinstance(output, Mapping):
-        return list(output.values())[key]
-    if isinstance(key, int) and isinstance(output, Ref):
-        return [output][key]
-    return output[key]
 
 
 def _is_integer(tensor: Tensor) -> bool:

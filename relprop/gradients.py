@@ -54,7 +54,7 @@ class GradientPlan:
         Raises:
             PlanningError: the output does not depend on any input to explain.
         """
-        graph = replace(graph, output=Ref(output), sources=dict(graph.sources))
+        graph = replace(graph, output=Ref(output), sources=dict(graph.sources), plans={})
         graph.prune()
         facts = analyse(graph, floating, integer)
         if output not in facts.carriers:

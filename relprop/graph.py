@@ -115,6 +115,7 @@ class Graph:
         symbolic: whether other batch sizes may be run.
         origin: "export" or "record".
         any_time: whether the time axis of its inputs may have any size.
+        plans: what has been planned on it, by what the plan was made for.
     """
 
     inputs: list[str]
@@ -126,6 +127,7 @@ class Graph:
     symbolic: bool = True
     origin: str = "export"
     any_time: bool = False
+    plans: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def output_names(self) -> list[str]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from relprop.analysis import Facts, analyse, carrying_refs
-from relprop.backends import LinearCall
+from relprop.backends import Backend, LinearCall, get
 from relprop.composites import Composite, LayerInfo
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
@@ -62,7 +62,7 @@ class Plan:
             PlanningError: operations without a rule (all of them are listed), a selector that
                 matches nothing, a rule that does not fit, an output that no input reaches.
         """
-        graph = replace(graph, output=Ref(output), sources=dict(graph.sources))
+        graph = replace(graph, output=Ref(output), sources=dict(graph.sources), plans={})
         graph.prune()
         facts = analyse(graph, floating, integer)
         if output not in facts.carriers:
@@ -79,6 +79,7 @@ class Plan:
         steps = binder.bind_all(nodes, given, output)
         binder.raise_problems()
         steps = rectify(graph, steps, output)
+        steps = served(steps, get(backend))
         return cls(graph, steps, output, facts, method or repr(composite), backend)
 
     @cached_property
@@ -100,7 +101,7 @@ class Plan:
                 step.node.op,
                 step.node.path,
                 _rule_text(step),
-                self.backend if step.operation.carry == "linear" else "aten",
+                self.backend if step.operation.carry == "linear" else step.operation.backend,
                 ", ".join(step.inputs),
             )
             for number, step in enumerate(self.steps.values())
@@ -147,6 +148,19 @@ def rule_text(rule: Rule) -> str:
         if value != getattr(default, name, None)
     ]
     return f"{type(rule).__name__}({', '.join(shown)})"
+
+
+def served(steps: Mapping[str, Step], backend: Backend) -> dict[str, Step]:
+    """The steps with the backend's own operations in them; all that it cannot serve are listed."""
+    found, problems = {}, []
+    for name, step in steps.items():
+        try:
+            found[name] = replace(step, operation=backend.operation(step))
+        except PlanningError as error:
+            problems.append(str(error))
+    if problems:
+        raise PlanningError("\n".join(problems))
+    return found
 
 
 def carried(node: Node, facts: Facts) -> bool:

@@ -42,3 +42,29 @@ def test_check_lists_operations_and_what_lacks_a_rule() -> None:
 def test_check_explains_nothing_and_needs_a_tensor() -> None:
     with pytest.raises(relprop.InputError, match=r"at least one torch\.Tensor"):
         relprop.check(nn.Linear(2, 2).eval(), 3)
+
+
+def test_a_loop_of_explain_captures_and_plans_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from relprop import captured
+    from relprop.plan import Plan
+
+    counts = {"captures": 0, "plans": 0}
+    capture, make = captured.capture_by_export, Plan.make.__func__  # type: ignore[attr-defined]
+
+    def counted_capture(*arguments: object) -> object:
+        counts["captures"] += 1
+        return capture(*arguments)
+
+    def counted_make(cls: type[Plan], *arguments: object, **options: object) -> Plan:
+        counts["plans"] += 1
+        plan: Plan = make(cls, *arguments, **options)
+        return plan
+
+    monkeypatch.setattr(captured, "capture_by_export", counted_capture)
+    monkeypatch.setattr(Plan, "make", classmethod(counted_make))
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    for size in (3, 1, 5, 2):
+        relprop.explain(model, torch.randn(size, 3), target=1, method="lrp_epsilon")
+    assert counts == {"captures": 1, "plans": 1}
+    relprop.explain(model, torch.randn(2, 3), target=1, method="lrp_gamma")
+    assert counts == {"captures": 1, "plans": 2}

@@ -1,0 +1,122 @@
+"""What a call selects: which inputs are explained, which output, which layers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from relprop.captured import Call
+from relprop.errors import InputError
+from relprop.gradients import GradientPlan
+from relprop.graph import Graph, Ref, refs_of
+from relprop.plan import Plan
+
+__all__ = ["explained_inputs", "explained_labels", "layer_value", "output_value"]
+
+
+def explained_labels(inputs: Sequence[int | str] | None, call: Call) -> set[int | str] | None:
+    """The labels of the inputs to explain, None for all.
+
+    Raises:
+        InputError: one is not among the arguments of the call.
+    """
+    if inputs is None:
+        return None
+    unknown = [label for label in inputs if label not in call.labels]
+    if unknown:
+        raise InputError(
+            f"inputs: {unknown} not among the arguments of the call, {call.labels}; expected "
+            "positions and keywords"
+        )
+    return set(inputs)
+
+
+def explained_inputs(
+    graph: Graph, call: Call, plan: Plan | GradientPlan, labels: set[int | str] | None
+) -> list[str]:
+    """The graph's inputs that get relevance: floating ones, and tokens that are embedded."""
+    embedded = {
+        name
+        for node in plan.graph.nodes.values()
+        if node.op == "embedding"
+        for name in node.refs
+        if name in plan.facts.tokens
+    }
+    reaching = _ancestors(plan.graph, embedded)
+    return [
+        name
+        for name, leaf, label in zip(graph.inputs, call.leaves, call.labels, strict=True)
+        if isinstance(leaf, Tensor)
+        and (labels is None or label in labels)
+        and (leaf.is_floating_point() or name in reaching)
+    ]
+
+
+def output_value(graph: Graph, output: int | str | Callable[[Any], Any] | None, model: str) -> str:
+    """Name of the value to explain, of those that the model, of class `model`, returns.
+
+    Raises:
+        InputError: the model returns several tensors or none, or `output` does not pick one.
+    """
+    names = list(dict.fromkeys(graph.output_names))
+    if output is None:
+        if len(names) == 1:
+            return names[0]
+        raise InputError(
+            f"output: the model returns {_described(graph)}; say which with output=, an index, a "
+            "key or a function"
+            if names
+            else f"output: {model} returns no tensor to explain"
+        )
+    try:
+        picked = output(graph.output) if callable(output) else _item(graph.output, output)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"output: {output!r} picks nothing; the model returns {_described(graph)}"
+        ) from error
+    found = list(refs_of(picked))
+    if len(found) != 1 or not isinstance(picked, Ref):
+        raise InputError(
+            f"output: {output!r} picks {len(found)} tensors; expected exactly one (the model "
+            f"returns {_described(graph)})"
+        )
+    return found[0]
+
+
+def layer_value(plan: Plan | GradientPlan, path: str) -> str:
+    """Name of the value that a module call returns.  Raises InputError with near names."""
+    names = plan.layer_names()
+    if path not in names:
+        near = difflib.get_close_matches(path, names, n=3, cutoff=0.4) or names[:5]
+        raise InputError(
+            f"layers: {path!r} is no module call of the plan; near ones: {', '.join(near)}"
+        )
+    return plan.graph.module_outputs[path]
+
+
+def _described(graph: Graph) -> str:
+    """What the model returns, in words."""
+    if isinstance(graph.output, Ref):
+        return "one tensor"
+    count = len(graph.output_names)
+    keys = f" under {list(graph.output)}" if isinstance(graph.output, Mapping) else ""
+    return f"{count} tensors in a {type(graph.output).__name__}{keys}"
+
+
+def _item(output: Any, key: Any) -> Any:
+    if isinstance(key, int) and isinstance(output, Mapping):
+        return list(output.values())[key]
+    if isinstance(key, int) and isinstance(output, Ref):
+        return [output][key]
+    return output[key]
+
+
+def _ancestors(graph: Graph, names: set[str]) -> set[str]:
+    found = set(names)
+    for node in reversed(list(graph.nodes.values())):
+        if node.name in found:
+            found.update(node.refs)
+    return found

@@ -7,11 +7,12 @@ PIP_FLAGS ?=
 PY ?= .venv/bin/python
 STAMP ?= .venv/.installed
 
-.PHONY: help demo test lint format bench gpu kernels package clean
+.PHONY: help demo test slow lint format bench gpu kernels package clean
 
 help:
 	@echo "make demo     explain real MNIST and Fashion-MNIST images with every method (out/demo)"
-	@echo "make test     the test suite"
+	@echo "make test     the test suite, without the long tests"
+	@echo "make slow     the long tests: every family of networks"
 	@echo "make lint     formatting, ruff, mypy on an installed copy"
 	@echo "make format   rewrite the sources as 'make lint' wants them"
 	@echo "make bench    the CPU benchmarks"
@@ -32,8 +33,12 @@ $(STAMP): setup.py constraints.txt
 demo: $(STAMP)
 	$(PY) -m relprop.demo --out out/demo
 
+# Two processes of one thread each: threads of two processes on two cores wait for one another.
 test: $(STAMP)
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
+
+slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m slow --ignore tests/kernels
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .
@@ -45,13 +50,13 @@ format: $(STAMP)
 	$(PY) -m ruff format .
 
 bench: $(STAMP)
-	$(PY) -m pytest benchmarks --benchmark-only
+	$(PY) -m benchmarks.cnn
 
 gpu: $(STAMP)
 	$(PY) -m benchmarks.gpu
 
 kernels: $(STAMP)
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PY) -m pytest -n 2 tests/kernels
 
 package: $(STAMP)
 	$(PY) .ci/package.py

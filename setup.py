@@ -25,6 +25,7 @@ TEST = [
     "mypy",
     "pytest>=8",
     "pytest-benchmark",
+    "pytest-xdist",
     "ruff",
     "setuptools>=77",
     "transformers",

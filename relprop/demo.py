@@ -138,7 +138,7 @@ def throughput() -> str:
     head = ("method", "explanations/s", "naive reference/s", "ratio")
     note = (
         f"fashion_mnist_cnn, {BATCH} real images, float32, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, {platform.machine()}; medians of {ROUNDS} interleaved rounds.\n"
+        f"torch {torch.__version__}, {platform.machine()}; medians of {ROUNDS} rounds in turn.\n"
         "naive reference: LRP by autograd term by term, layer by layer; for gradient methods the\n"
         "model's own forward pass and torch.autograd.grad, once per point."
     )

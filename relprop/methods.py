@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from relprop import composites
@@ -34,7 +34,7 @@ class Method:
 class PropagationMethod(Method):
     """Relevance propagation under a composite."""
 
-    composite: Composite = Composite()
+    composite: Composite = field(default_factory=Composite)
 
 
 @dataclass(frozen=True)

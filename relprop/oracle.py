@@ -39,7 +39,8 @@ def naive_relevance(
     if isinstance(step.operation, Recurrence):
         return list(step.operation.naive(step, values, r))
     if step.operation.carry == "packing":
-        return list(step.operation.relevance(step, step.operation.save(step, values, None), r, None))
+        saved = step.operation.save(step, values, None)
+        return list(step.operation.relevance(step, saved, r, None))
     targets = [_one_target(step, values, row) for row in r]
     return [
         None if parts[0] is None else torch.stack([part for part in parts if part is not None])
@@ -70,8 +71,7 @@ def _one_target(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor
         case "gated":
             x = values[step.inputs[0]]
             axis = step.node.args[1] if len(step.node.args) > 1 else -1
-            signal, gate = x.chunk(2, axis)
-            return [torch.cat([r, torch.zeros_like(gate)], axis)]
+            return [torch.cat([r, torch.zeros_like(x.chunk(2, axis)[1])], axis)]
     raise AssertionError(f"{step.where}: unknown way to carry, {step.operation.carry!r}")
 
 

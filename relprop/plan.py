@@ -197,7 +197,7 @@ class _Binder:
     def bind_all(
         self, nodes: list[Node], given: Mapping[str, Rule | None], output: str
     ) -> dict[str, Step]:
-        """The steps, from the output back: what only gates read gets no relevance, needs no rule."""
+        """The steps: what only gates read gets no relevance, so needs no rule."""
         reached, steps = {output}, {}
         for node in reversed(nodes):
             known = len(self.unruled), len(self.problems)
@@ -287,7 +287,7 @@ class _Binder:
         return replace_channels(rule, spans[0])
 
     def _sizes(self, parts: list[str], axis: int, joined: Node) -> list[int]:
-        """Sizes of concatenated parts; a model's input, of unknown shape, is what the rest leaves."""
+        """Sizes of concatenated parts; a model's input, of unknown shape, is what is left."""
         known: dict[str, Any] = {**self.graph.sources, **self.graph.nodes}
         shapes = [known[name].shape if name in known else None for name in parts]
         sizes = [shape[axis] if shape else 0 for shape in shapes]

@@ -5,7 +5,8 @@
 - `kind`: the word that composites select it by;
 - `carry`: how relevance goes back, in the words of the reference implementation: "linear" (a
   rule), "pass", "movement" (the adjoint of a copying of elements), "norm" (Epsilon on the
-  operation's own linear map), "winner" (max pooling), "sum", "product", "normalisation", "recurrent";
+  operation's own linear map), "winner" (max pooling), "sum", "product", "normalisation",
+  "recurrent";
 - `forward` and `relevance`: the ATen implementation, without autograd.
 
 Relevance has one more leading axis than the value it belongs to: the targets.  That of an operation

@@ -1,4 +1,4 @@
-"""Layers that a propagation rule applies to: dense, convolution, batch norm as a per-channel map."""
+"""Layers that a propagation rule applies to: dense, convolution, batch norm as a scale."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from relprop.backends import LinearCall
 from relprop.errors import PlanningError
 from relprop.graph import Ref
-from relprop.layers.base import Operation, Step, register, wide
+from relprop.layers.base import Operation, Step, register
 from relprop.maps import LinearMap
 from relprop.rules import Epsilon, LinearRule, Pass, Rule
 
@@ -29,8 +30,8 @@ class LinearLayer(Operation):
     def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
         a, w, b = (values[x.name] if isinstance(x, Ref) else x for x in step.node.args)
         if isinstance(step.rule, Pass):
-            bias = None if b is None else wide(b)
-            z = evaluate_map(step.node.attributes["map"], wide(a), wide(w), bias)
+            call = LinearCall(step.node.attributes["map"], Epsilon(), path=step.node.path)
+            z, _ = engine.backend.forward(call, a, w, b)
             if z.shape != a.shape:
                 raise PlanningError(
                     f"{step.where}: rule Pass needs input and output of one shape, got "

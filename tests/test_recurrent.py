@@ -12,8 +12,11 @@ from torch.testing import assert_close
 
 from relprop.errors import InputError
 from relprop.functional import gru_relevance, lstm_relevance, rnn_relevance
+from relprop.recurrent.fused import fused_scan
 from relprop.recurrent.layout import Layout, directions_of
 from relprop.recurrent.naive import naive_forward
+from relprop.recurrent.reduced import Inflow, reduced_relevance, scan_of
+from relprop.recurrent.tape import run
 from relprop.rules import AlphaBeta, Epsilon, Flat, Gamma, Joint, LinearRule, Pass, Recurrent
 
 STEPS, BATCH, INPUTS, HIDDEN = 4, 3, 3, 5
@@ -279,3 +282,18 @@ def test_refusals() -> None:
             lstm_relevance(torch.zeros(4, 3, 3), wrong, torch.zeros(4, 3, 5))
     with pytest.raises(InputError, match="expected 'tanh' or 'relu'"):
         rnn_relevance(torch.zeros(4, 3, 3), weights, torch.zeros(4, 3, 5), nonlinearity="elu")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_forward_keeps_what_the_librarys_gives(bias: bool) -> None:
+    layer = module("lstm", bias=bias)
+    (direction,) = directions_of([w.detach() for w in layer._flat_weights], "lstm", "here")
+    case = Case("lstm")
+    tape = run("lstm", direction, case.x, case.h0[0], case.c0[0])
+    expected = scan_of(tape, 1e-3)
+    found, h, c = fused_scan(direction, case.x, case.h0[0], case.c0[0], 1e-3)
+    assert tape.c is not None and expected.alpha is not None and found.alpha is not None
+    assert_close((h, c), (tape.h, tape.c))
+    assert_close((found.alpha, found.beta), (expected.alpha, expected.beta))
+    flow = Inflow(case.r_out.unsqueeze(1))
+    assert_close(reduced_relevance(found, flow).x, reduced_relevance(expected, flow).x)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from relprop.backends.products import float32_products
+from relprop.recurrent.fused import fused_scan
 from relprop.recurrent.layout import Direction, Layout
 from relprop.recurrent.reduced import Inflow, Outflow, Scan, at_last, reduced_relevance, scan_of
 from relprop.recurrent.steps import stepwise_relevance
@@ -89,19 +90,30 @@ def forward(
             for way in range(layout.ways):
                 index = layer * layout.ways + way
                 own = reverse(current, lengths) if way else current
-                weights, cell = directions[index].to(x), None if c0 is None else c0[index]
-                tape = run(layout.kind, weights, own, h0[index], cell)
-                last.append(_last(tape.h, lengths))
-                if tape.c is not None:
-                    cells.append(_last(tape.c, lengths))
-                h = _masked(tape.h, lengths)
+                state = h0[index], None if c0 is None else c0[index]
+                recurrence, h, c = _run(layout.kind, directions[index].to(x), own, *state, rule)
+                last.append(_last(h, lengths))
+                if c is not None:
+                    cells.append(_last(c, lengths))
+                h = _masked(h, lengths)
                 outputs.append(reverse(h, lengths) if way else h)
-                runs.append(scan_of(tape, rule.epsilon) if is_reduced(rule) else tape)
+                runs.append(recurrence)
             current = torch.cat(outputs, -1) if layout.bidirectional else outputs[0]
     states = torch.stack(last), torch.stack(cells) if cells else None
     saved = Saved(layout, rule, runs, lengths, x, current, states[0])
     out = current.transpose(0, 1) if layout.batch_first else current
     return (out, *states), saved
+
+
+def _run(
+    kind: str, w: Direction, x: Tensor, h0: Tensor, c0: Tensor | None, rule: Recurrent
+) -> tuple[Scan | Tape, Tensor, Tensor | None]:
+    """One direction: what its relevance pass needs, its hidden states, an LSTM's cells."""
+    plain = kind == "lstm" and w.w_hr is None and rule.epsilon > 0
+    if is_reduced(rule) and plain and c0 is not None and not x.is_cuda:
+        return fused_scan(w, x, h0, c0, rule.epsilon)
+    tape = run(kind, w, x, h0, c0)
+    return scan_of(tape, rule.epsilon) if is_reduced(rule) else tape, tape.h, tape.c
 
 
 def relevance(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from relprop import reference
+from relprop.backends.pointwise import stabilized
 from relprop.recurrent.tape import Tape
 
 __all__ = ["Inflow", "Outflow", "Scan", "reduced_relevance", "scan_of"]
@@ -90,10 +91,6 @@ def scan_of(tape: Tape, epsilon: float) -> Scan:
     return _gru(tape, epsilon) if tape.kind == "gru" else _rnn(tape, epsilon)
 
 
-def _divided(a: Tensor, z: Tensor, epsilon: float) -> Tensor:
-    return a / torch.where(z >= 0, z + epsilon, z - epsilon)
-
-
 def _ratio(numerator: Tensor, z: Tensor) -> Tensor:
     """numerator / z where both vanish together with slope 1: tanh(z) / z."""
     return torch.where(z == 0, 1.0, numerator / torch.where(z == 0, 1.0, z))
@@ -101,23 +98,24 @@ def _ratio(numerator: Tensor, z: Tensor) -> Tensor:
 
 def _lstm(tape: Tape, epsilon: float) -> Scan:
     w, c, before = tape.weights, tape.c, tape.c_before
-    assert c is not None and before is not None
-    i_pre, f_pre, g_pre, o_pre = tape.pre.chunk(4, -1)
-    i, f = torch.sigmoid(i_pre), torch.sigmoid(f_pre)
+    assert tape.gates is not None and c is not None and before is not None
+    i, f, g, o = tape.gates.chunk(4, -1)
+    g_pre = tape.pre.chunk(4, -1)[2]
     rows = slice(2 * tape.hidden, 3 * tape.hidden)
     projection = inner = above = None
     if epsilon == 0:
-        alpha, beta = f, i * _ratio(torch.tanh(g_pre), g_pre)
-        inner = above = torch.sigmoid(o_pre) * _ratio(torch.tanh(c), c)
+        alpha, beta = f, i * _ratio(g, g_pre)
+        inner = above = o * _ratio(torch.tanh(c), c)
         if w.w_hr is not None:
             projection, inner, above = (w.w_hr, inner), None, None
     else:
-        alpha = _divided(f.mul_(before), c, epsilon)
-        beta = _divided(_divided(i.mul_(torch.tanh(g_pre)), g_pre, epsilon), c, epsilon)
+        divisor = stabilized(c, epsilon).reciprocal_()
+        alpha = (f * before).mul_(divisor)
+        beta = (i * g).mul_(divisor).div_(stabilized(g_pre, epsilon))
         inner = tape.h
         if w.w_hr is not None:
-            projection = w.w_hr, torch.sigmoid(o_pre) * torch.tanh(c)
-            above = _divided(torch.ones_like(tape.h), tape.h, epsilon)
+            projection = w.w_hr, o * torch.tanh(c)
+            above = stabilized(tape.h, epsilon).reciprocal_()
             inner = tape.h * above
     first = tape.h_before[0], before[0]
     return Scan(
@@ -132,8 +130,9 @@ def _gru(tape: Tape, epsilon: float) -> Scan:
     if epsilon == 0:
         alpha, beta, inner = z, (1 - z) * _ratio(n, n_pre), None
     else:
-        alpha = _divided(z * tape.h_before, tape.h, epsilon)
-        beta = _divided(_divided((1 - z) * n, n_pre, epsilon), tape.h, epsilon)
+        divisor = stabilized(tape.h, epsilon).reciprocal_()
+        alpha = (z * tape.h_before).mul_(divisor)
+        beta = ((1 - z) * n).mul_(divisor).div_(stabilized(n_pre, epsilon))
         inner = tape.h
     w, rows = tape.weights, slice(2 * tape.hidden, 3 * tape.hidden)
     first = tape.h_before[0], None

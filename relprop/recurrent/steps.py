@@ -105,9 +105,8 @@ class _Steps:
 class _LstmSteps(_Steps):
     def __init__(self, tape: Tape, rule: Recurrent, inflow: Inflow) -> None:
         super().__init__(tape, rule, inflow)
-        i, f, g, o = tape.pre.chunk(4, -1)
-        self.i, self.f, self.o = torch.sigmoid(i), torch.sigmoid(f), torch.sigmoid(o)
-        self.g = torch.tanh(g)
+        assert tape.gates is not None
+        self.i, self.f, self.g, self.o = tape.gates.chunk(4, -1)
         # gates that take relevance beside the candidate: all of them, or none
         self.rows = slice(2 * tape.hidden, 3 * tape.hidden) if rule.gate == "all" else slice(None)
 

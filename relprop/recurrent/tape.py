@@ -29,6 +29,7 @@ class Tape:
         h_before, h: `[T, batch, P]`.
         pre: pre-activations in the order of the weights' rows, `[T, batch, gates * H]`; a GRU's
             last third is that of the candidate.
+        gates: an LSTM's i, f, g, o, `[T, batch, 4H]`.
         c_before, c: cells, an LSTM's.
     """
 
@@ -38,6 +39,7 @@ class Tape:
     h_before: Tensor
     h: Tensor
     pre: Tensor
+    gates: Tensor | None = None
     c_before: Tensor | None = None
     c: Tensor | None = None
 
@@ -57,23 +59,38 @@ def run(kind: str, w: Direction, x: Tensor, h0: Tensor, c0: Tensor | None) -> Ta
         h0: `[batch, P]`.
         c0: `[batch, H]`, an LSTM's.
     """
-    biased, flat = w.b_ih is not None, w.tensors()
     if kind == "lstm":
         assert c0 is not None
-        states = [h0.unsqueeze(0), c0.unsqueeze(0)]
-        h = torch.lstm(x, states, flat, biased, 1, 0.0, False, False, False)[0]
-    else:
-        h = _LIBRARY[kind](x, h0.unsqueeze(0), flat, biased, 1, 0.0, False, False, False)[0]
-    h_before = torch.cat([h0.unsqueeze(0), h[:-1]])
-    if kind == "gru":
-        return Tape(kind, w, x, h_before, h, _gru_gates(w, x, h_before))
+        return _lstm(w, x, h0, c0)
+    states = h0.unsqueeze(0)
+    biased = w.b_ih is not None
+    h = _LIBRARY[kind](x, states, w.tensors(), biased, 1, 0.0, False, False, False)[0]
+    h_before = torch.cat([states, h[:-1]])
+    gates = _gru_gates if kind == "gru" else _pre_activations
+    return Tape(kind, w, x, h_before, h, gates(w, x, h_before))
+
+
+def _lstm(w: Direction, x: Tensor, h0: Tensor, c0: Tensor) -> Tape:
+    """An LSTM's hidden states from the library, gates from one product, cells from a scan."""
+    states = [h0.unsqueeze(0), c0.unsqueeze(0)]
+    biased = w.b_ih is not None
+    h = torch.lstm(x, states, w.tensors(), biased, 1, 0.0, False, False, False)[0]
+    h_before = torch.cat([states[0], h[:-1]])
+    pre = _pre_activations(w, x, h_before)
+    gates = torch.sigmoid(pre)
+    i, f, g, _ = gates.chunk(4, -1)
+    torch.tanh(pre.chunk(4, -1)[2], out=g)
+    c, before = i * g, c0
+    for t in range(len(c)):
+        c[t].addcmul_(f[t], before)
+        before = c[t]
+    return Tape("lstm", w, x, h_before, h, pre, gates, torch.cat([states[1], c[:-1]]), c)
+
+
+def _pre_activations(w: Direction, x: Tensor, h_before: Tensor) -> Tensor:
     pre = _product(x, w.w_ih, _joined(w.b_ih, w.b_hh))
     pre.flatten(0, 1).addmm_(h_before.flatten(0, 1), w.w_hh.t())
-    if kind != "lstm":
-        return Tape(kind, w, x, h_before, h, pre)
-    assert c0 is not None
-    c = _cells(pre, c0)
-    return Tape(kind, w, x, h_before, h, pre, torch.cat([c0.unsqueeze(0), c[:-1]]), c)
+    return pre
 
 
 def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -82,17 +99,6 @@ def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 def _joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return None if a is None or b is None else a + b
-
-
-def _cells(pre: Tensor, c0: Tensor) -> Tensor:
-    """c_t = f_t c_{t-1} + i_t g_t, for all steps."""
-    i, f, g, _ = pre.chunk(4, -1)
-    forget, c = torch.sigmoid(f), torch.sigmoid(i).mul_(torch.tanh(g))
-    before = c0
-    for t in range(len(c)):
-        c[t].addcmul_(forget[t], before)
-        before = c[t]
-    return c
 
 
 def _gru_gates(w: Direction, x: Tensor, h_before: Tensor) -> Tensor:

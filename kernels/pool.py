@@ -23,6 +23,8 @@ from relprop.kernels.tiling import direct_tile
 __all__ = [
     "adaptive_average_pool",
     "adaptive_average_pool_relevance",
+    "adaptive_max_pool",
+    "adaptive_max_pool_relevance",
     "average_pool",
     "average_pool_relevance",
     "max_pool",
@@ -69,6 +71,16 @@ def window(y, size, out, AXIS: tl.constexpr, ADAPTIVE: tl.constexpr):
 
 
 @triton.jit
+def reach(y, size, out, AXIS: tl.constexpr, ADAPTIVE: tl.constexpr):
+    """First tap of a window, which may lie in the padding, and where its taps end."""
+    if ADAPTIVE:
+        start, stop, _ = window(y, size, out, AXIS, True)
+        return start, stop
+    else:
+        return y * AXIS[1] - AXIS[2], y * 0 + size
+
+
+@triton.jit
 def candidate(x, j, size, out, AXIS: tl.constexpr, ADAPTIVE: tl.constexpr):
     """The j-th window that may hold position x, and whether it exists."""
     if ADAPTIVE:
@@ -102,6 +114,7 @@ def max_pool_kernel(
     stride_yh,
     stride_yw,
     AXES: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -109,11 +122,15 @@ def max_pool_kernel(
     image, d, h, w, channel, mask = positions(C, OD, OH, OW, images, BM, BN)
     best = tl.full((BM, BN), float("-inf"), tl.float32)
     winner = tl.full((BM, BN), -1, tl.int32)
+    first_d, stop_d = reach(d, XD, OD, AXES[0], ADAPTIVE)
+    first_h, stop_h = reach(h, XH, OH, AXES[1], ADAPTIVE)
+    first_w, stop_w = reach(w, XW, OW, AXES[2], ADAPTIVE)
     for tap in range(0, AXES[0][0] * AXES[1][0] * AXES[2][0]):
-        xd = d * AXES[0][1] - AXES[0][2] + (tap // (AXES[1][0] * AXES[2][0])) * AXES[0][3]
-        xh = h * AXES[1][1] - AXES[1][2] + ((tap // AXES[2][0]) % AXES[1][0]) * AXES[1][3]
-        xw = w * AXES[2][1] - AXES[2][2] + (tap % AXES[2][0]) * AXES[2][3]
-        inside = (xd >= 0) & (xd < XD) & (xh >= 0) & (xh < XH) & (xw >= 0) & (xw < XW)
+        xd = first_d + (tap // (AXES[1][0] * AXES[2][0])) * AXES[0][3]
+        xh = first_h + ((tap // AXES[2][0]) % AXES[1][0]) * AXES[1][3]
+        xw = first_w + (tap % AXES[2][0]) * AXES[2][3]
+        inside = (xd >= 0) & (xd < stop_d) & (xh >= 0) & (xh < stop_h)
+        inside = inside & (xw >= 0) & (xw < stop_w)
         seen = mask & inside[:, None]
         offsets = place(
             image, xd, xh, xw, channel, stride_xb, stride_xc, stride_xd, stride_xh, stride_xw
@@ -157,6 +174,7 @@ def max_pool_adjoint(
     stride_xh,
     stride_xw,
     AXES: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -165,9 +183,9 @@ def max_pool_adjoint(
     here = ((d * XH + h) * XW + w)[:, None]
     total = tl.zeros((BM, BN), tl.float32)
     for j in range(0, AXES[0][4] * AXES[1][4] * AXES[2][4]):
-        yd, in_d = candidate(d, j // (AXES[1][4] * AXES[2][4]), XD, OD, AXES[0], False)
-        yh, in_h = candidate(h, (j // AXES[2][4]) % AXES[1][4], XH, OH, AXES[1], False)
-        yw, in_w = candidate(w, j % AXES[2][4], XW, OW, AXES[2], False)
+        yd, in_d = candidate(d, j // (AXES[1][4] * AXES[2][4]), XD, OD, AXES[0], ADAPTIVE)
+        yh, in_h = candidate(h, (j // AXES[2][4]) % AXES[1][4], XH, OH, AXES[1], ADAPTIVE)
+        yw, in_w = candidate(w, j % AXES[2][4], XW, OW, AXES[2], ADAPTIVE)
         seen = mask & (in_d & in_h & in_w)[:, None]
         offsets = place(
             image % saved_images, yd, yh, yw, channel,
@@ -375,15 +393,25 @@ def max_pool(
         kernel, stride, padding, dilation: one number for each spatial axis.
         ceil_mode: whether windows may reach beyond the padding.
     """
-    spatial = len(kernel)
     extents = pooled_extents(a.shape[2:], kernel, stride, padding, dilation, ceil_mode)
+    return _maxima(a, extents, _axes(kernel, stride, padding, dilation), False)
+
+
+def adaptive_max_pool(a: Tensor, extents: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """As `max_pool`, over the windows that divide the input into `extents`."""
+    return _maxima(a, extents, _adaptive_axes(a.shape[2:], extents), True)
+
+
+def _maxima(
+    a: Tensor, extents: Sequence[int], axes: tuple[tuple[int, ...], ...], adaptive: bool
+) -> tuple[Tensor, Tensor]:
+    spatial = len(extents)
     y = ordered_empty((), (*a.shape[:2], *extents), a)
     winners = torch.empty_like(y, dtype=torch.int32)
     _launch(
         max_pool_kernel, (a.shape[0], *extents), a.shape[1],
         a, y, winners, a.shape[0], a.shape[1], *lift(a.shape[2:], 1), *lift(extents, 1),
-        *lifted_strides(a, spatial), *lifted_strides(y, spatial),
-        AXES=_axes(kernel, stride, padding, dilation),
+        *lifted_strides(a, spatial), *lifted_strides(y, spatial), AXES=axes, ADAPTIVE=adaptive,
     )  # fmt: skip
     return y, winners
 
@@ -391,7 +419,7 @@ def max_pool(
 def max_pool_relevance(
     r: Tensor,
     winners: Tensor,
-    a: Tensor,
+    shape: Sequence[int],
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -402,23 +430,39 @@ def max_pool_relevance(
     Args:
         r: relevance of the maxima, `[targets, batch, channels, *spatial]`.
         winners: of `max_pool`.
-        a: the input of the pooling; only its shape and layout are used.
+        shape: of the input of the pooling.
         kernel, stride, padding, dilation: as in `max_pool`.
 
     Returns:
-        `[targets, *a.shape]`, float32.
+        `[targets, *shape]`, float32, laid out as the winners.
     """
-    spatial, targets = len(kernel), r.shape[0]
-    out = ordered_empty((), (targets * a.shape[0], *a.shape[1:]), a)
+    return _winner_relevance(r, winners, shape, _axes(kernel, stride, padding, dilation), False)
+
+
+def adaptive_max_pool_relevance(r: Tensor, winners: Tensor, shape: Sequence[int]) -> Tensor:
+    """Winner takes all in adaptive max pooling; arguments as in `max_pool_relevance`."""
+    axes = _adaptive_axes(shape[2:], winners.shape[2:])
+    return _winner_relevance(r, winners, shape, axes, True)
+
+
+def _winner_relevance(
+    r: Tensor,
+    winners: Tensor,
+    shape: Sequence[int],
+    axes: tuple[tuple[int, ...], ...],
+    adaptive: bool,
+) -> Tensor:
+    spatial, targets = len(shape) - 2, r.shape[0]
+    out = ordered_empty((), (targets * shape[0], *shape[1:]), winners)
     r = r.flatten(0, 1)
     _launch(
-        max_pool_adjoint, (out.shape[0], *a.shape[2:]), a.shape[1],
-        r, winners, out, out.shape[0], a.shape[0], a.shape[1],
-        *lift(a.shape[2:], 1), *lift(r.shape[2:], 1), *lifted_strides(r, spatial),
+        max_pool_adjoint, (out.shape[0], *shape[2:]), shape[1],
+        r, winners, out, out.shape[0], shape[0], shape[1],
+        *lift(shape[2:], 1), *lift(r.shape[2:], 1), *lifted_strides(r, spatial),
         *lifted_strides(winners, spatial), *lifted_strides(out, spatial),
-        AXES=_axes(kernel, stride, padding, dilation),
+        AXES=axes, ADAPTIVE=adaptive,
     )  # fmt: skip
-    return out.unflatten(0, (targets, a.shape[0]))
+    return out.unflatten(0, (targets, shape[0]))
 
 
 def average_pool(

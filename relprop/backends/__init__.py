@@ -1,19 +1,23 @@
 """Backends evaluate linear layers: the forward contraction and the relevance of the input.
 
-A backend sees one layer at a time.  `forward` returns the layer's output and whatever its own
-`relevance` will need; in between, the engine keeps that object and drops it when last used.
+They may take over other operations too.  A backend sees one layer at a time.  `forward` returns
+the layer's output and whatever its own `relevance` will need; in between, the engine keeps that
+object and drops it when last used.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from relprop.errors import InputError
 from relprop.maps import LinearMap
 from relprop.rules import LinearRule
+
+if TYPE_CHECKING:
+    from relprop.layers import Operation, Step
 
 __all__ = ["PRECISIONS", "Backend", "LinearCall", "get"]
 
@@ -47,6 +51,14 @@ class Backend(Protocol):
     """What the engine asks of a backend."""
 
     name: str
+
+    def operation(self, step: Step) -> Operation:
+        """What runs a step of a plan: `step.operation`, or the backend's own in its place.
+
+        Raises:
+            PlanningError: the backend must serve this kind of operation, and cannot.
+        """
+        ...
 
     def forward(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor
 from relprop.backends import LinearCall
 from relprop.backends.forms import Form, Layer, form_of
 from relprop.backends.products import Products, effective_precision, float32_products
+from relprop.layers import Operation, Step
 
 __all__ = ["AtenBackend"]
 
@@ -29,6 +30,10 @@ class AtenBackend:
     """
 
     name = "aten"
+
+    def operation(self, step: Step) -> Operation:
+        """See `relprop.backends.Backend.operation`."""
+        return step.operation
 
     def forward(
         self,

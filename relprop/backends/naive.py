@@ -9,6 +9,7 @@ from torch import Tensor
 
 from relprop import reference
 from relprop.backends import LinearCall
+from relprop.layers import Operation, Step
 
 __all__ = ["ReferenceBackend"]
 
@@ -23,6 +24,10 @@ class ReferenceBackend:
     """The naive evaluation, one target at a time; ignores `nonnegative`, `precision`, the cache."""
 
     name = "reference"
+
+    def operation(self, step: Step) -> Operation:
+        """See `relprop.backends.Backend.operation`."""
+        return step.operation
 
     def forward(
         self,

@@ -1,7 +1,8 @@
-"""The Triton backend: every linear layer is a kernel of `relprop.kernels`, or an error.
+"""The Triton backend: linear layers, pooling and residual sums are kernels of `relprop.kernels`.
 
-It never falls back on the library: what no kernel takes (float64, a tensor outside the GPU) is
-refused with the reason.
+It never falls back on the library: a layer of these kinds that no kernel serves is refused when the
+plan is made, what no kernel takes (float64, a tensor outside the GPU) when it runs.  What merely
+moves relevance, activations and normalisation are the library's; the plan says which.
 """
 
 from __future__ import annotations
@@ -14,13 +15,20 @@ import torch
 from torch import Tensor
 
 from relprop.backends import LinearCall
+from relprop.backends.triton_operations import OPERATIONS, check_operands
 from relprop.errors import InputError
-from relprop.rules import Flat
+from relprop.layers import Operation, Step
+from relprop.layers.base import refuse
+from relprop.maps import Conv, Diagonal, LinearMap
+from relprop.rules import Flat, ZBox
 
 if TYPE_CHECKING:
     from relprop.kernels import Contraction
 
 __all__ = ["TritonBackend"]
+
+_SERVED = frozenset({"avg_pool", "max_pool", "add", "recurrent"})
+"""Kinds, beside the linear ones, that a kernel must serve."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +36,14 @@ class Saved:
     """What the relevance of a layer needs.
 
     Attributes:
+        map: geometry that the kernels saw.
+        shape: of the layer's input.
         contraction: the layer's denominators; None under Flat, which counts instead.
         a, w: input and weight, of which Flat needs the shapes.
     """
 
+    map: LinearMap
+    shape: torch.Size
     contraction: Contraction | None
     a: Tensor
     w: Tensor
@@ -53,6 +65,13 @@ class TritonBackend:
                 "pip install 'relprop[triton]', or use backend='aten'"
             )
 
+    def operation(self, step: Step) -> Operation:
+        """See `relprop.backends.Backend.operation`."""
+        found = OPERATIONS.get(step.node.op, step.operation)
+        if found.kind in _SERVED and found.backend != self.name:
+            raise refuse(step, "backend='triton' has no kernel for it; use backend='aten'")
+        return found
+
     def forward(
         self,
         call: LinearCall,
@@ -64,7 +83,9 @@ class TritonBackend:
         """See `relprop.backends.Backend.forward`."""
         from relprop import kernels
 
-        _check(call, a, w, b)
+        check_operands(call.path or type(call.map).__name__, input=a, weight=w, bias=b)
+        shape = a.shape
+        linear_map, a, w = _lifted(call, a, w)
         program = kernels.compile_rule(call.rule, call.nonnegative)
         cache = {} if cache is None else cache
         key = ("triton", a.dtype, a.stride(), call.rule, call.nonnegative)
@@ -73,7 +94,7 @@ class TritonBackend:
         flat = isinstance(call.rule, Flat)
         fixed = ("triton z", a.shape[1:], a.stride(), call.rule, call.precision)
         saved = kernels.contraction(
-            call.map,
+            linear_map,
             call.rule,
             a,
             w,
@@ -87,31 +108,37 @@ class TritonBackend:
         if not program.own_input and not flat:
             cache[fixed] = saved.z
         assert saved.y is not None
-        return saved.y, Saved(None if flat else saved, a, w)
+        y = saved.y.squeeze(-1) if len(shape) < a.ndim else saved.y
+        return y, Saved(linear_map, shape, None if flat else saved, a, w)
 
     def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:
         """See `relprop.backends.Backend.relevance`."""
         from relprop import kernels
 
+        r = r.unsqueeze(-1) if len(saved.shape) < saved.a.ndim else r
         if saved.contraction is None:
             assert isinstance(call.rule, Flat)
-            return kernels.flat_relevance(call.map, call.rule, saved.a, saved.w, r)
-        s = kernels.quotient(saved.contraction, r)
-        return kernels.adjoint(saved.contraction, s, precision=call.precision)
+            out = kernels.flat_relevance(saved.map, call.rule, saved.a, saved.w, r)
+        else:
+            s = kernels.quotient(saved.contraction, r)
+            out = kernels.adjoint(saved.contraction, s, precision=call.precision)
+        return out.reshape(len(r), *saved.shape)
 
 
-def _check(call: LinearCall, a: Tensor, w: Tensor, b: Tensor | None) -> None:
-    from relprop import kernels
-
-    where = call.path or type(call.map).__name__
-    if not a.is_cuda and not kernels.interpreted():
-        raise InputError(
-            f"{where}: backend='triton' runs on a CUDA device, the input is on {a.device}; "
-            "move model and input there, or use backend='aten'"
-        )
-    for name, tensor in [("input", a), ("weight", w), ("bias", b)]:
-        if tensor is not None and tensor.dtype == torch.float64:
+def _lifted(call: LinearCall, a: Tensor, w: Tensor) -> tuple[LinearMap, Tensor, Tensor]:
+    """A scale for each channel as the depthwise convolution of one tap that it is."""
+    if not isinstance(call.map, Diagonal):
+        return call.map, a, w
+    if a.ndim == 2:
+        if isinstance(call.rule, ZBox) and any(
+            torch.as_tensor(bound).ndim for bound in (call.rule.low, call.rule.high)
+        ):
             raise InputError(
-                f"{where}: the {name} is float64, which no Triton kernel takes; "
-                "use backend='aten' or float32"
+                f"{call.path}: backend='triton' takes a ZBox of two numbers on a batch norm "
+                "without spatial axes; use backend='aten'"
             )
+        a = a.unsqueeze(-1)
+    axes = a.ndim - 2
+    ones = (1,) * axes
+    conv = Conv(ones, ((0, 0),) * axes, ones, groups=len(w))
+    return conv, a, w.reshape(-1, 1, *ones)

@@ -79,6 +79,8 @@ class Operation:
     carry: ClassVar[str] = ""
     several: ClassVar[bool] = False
     """Whether more than one argument may carry relevance."""
+    backend: ClassVar[str] = "aten"
+    """Whose code it runs, where the plan's backend has none of its own."""
     limits: ClassVar[str] = ""
     """Which rules of its kind it does not take, for messages."""
 

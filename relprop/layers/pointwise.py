@@ -114,14 +114,19 @@ class Sum(Operation):
         return Norm(epsilon)
 
 
+def operand_factors(node: Node) -> tuple[float, float]:
+    """The factors of both operands of a sum."""
+    alpha = argument(node, 2, "alpha", 1)
+    factors = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}
+    return factors[node.op]
+
+
 def summand_factors(step: Step) -> list[float]:
     """The factor with which each relevance-carrying summand enters the sum."""
     node = step.node
-    alpha = argument(node, 2, "alpha", 1)
-    factors = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[node.op]
     return [
         factor
-        for operand, factor in zip(node.args[:2], factors, strict=True)
+        for operand, factor in zip(node.args[:2], operand_factors(node), strict=True)
         if isinstance(operand, Ref) and operand.name in step.inputs
     ]
 

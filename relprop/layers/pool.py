@@ -22,7 +22,17 @@ from relprop.layers.base import (
 )
 from relprop.rules import Norm, Rule
 
-__all__ = ["LinearPooling", "MaxPooling"]
+__all__ = [
+    "AdaptiveAveragePooling",
+    "AdaptiveMaxPooling",
+    "AveragePooling",
+    "LinearPooling",
+    "MaxPooling",
+    "Maximum",
+    "Reduction",
+    "flat_shape",
+    "per_axis",
+]
 
 aten = torch.ops.aten
 
@@ -58,13 +68,14 @@ class LinearPooling(Operation):
         return Norm(epsilon)
 
 
-def _flat(shape: torch.Size, spatial: int) -> list[int]:
+def flat_shape(shape: torch.Size, spatial: int) -> list[int]:
     """The shape with one batch axis: pooling also takes inputs without one."""
     lead = shape[: len(shape) - spatial - 1]
     return [math.prod(lead), *shape[len(shape) - spatial - 1 :]]
 
 
-def _tuple(value: Any, count: int) -> list[int]:
+def per_axis(value: Any, count: int) -> list[int]:
+    """One number for each of `count` axes, given as one for all or as a list."""
     if isinstance(value, int):
         return [value] * count
     items = list(value)
@@ -75,16 +86,24 @@ def _tuple(value: Any, count: int) -> list[int]:
 class AveragePooling(LinearPooling):
     """Average pooling."""
 
+    def options(self, node: Node) -> tuple[Any, ...]:
+        """Kernel, stride, padding, and ceil_mode, count_include_pad, divisor_override."""
+        spatial = int(node.op[-2])
+        kernel = per_axis(node.args[1], spatial)
+        return (
+            kernel,
+            per_axis(argument(node, 2, "stride", []) or kernel, spatial),
+            per_axis(argument(node, 3, "padding", 0), spatial),
+            argument(node, 4, "ceil_mode", False),
+            argument(node, 5, "count_include_pad", True),
+            argument(node, 6, "divisor_override", None),
+        )
+
     def adjoint(self, node: Node, s: Tensor, a: Tensor) -> Tensor:
         spatial = int(node.op[-2])
-        kernel = _tuple(node.args[1], spatial)
-        stride = _tuple(argument(node, 2, "stride", []) or kernel, spatial)
-        padding = _tuple(argument(node, 3, "padding", 0), spatial)
-        ceil_mode = argument(node, 4, "ceil_mode", False)
-        count_padding = argument(node, 5, "count_include_pad", True)
-        divisor = argument(node, 6, "divisor_override", None)
+        kernel, stride, padding, ceil_mode, count_padding, divisor = self.options(node)
         shape = a.shape
-        s, a = s.view(_flat(s.shape, spatial)), a.reshape(_flat(shape, spatial))
+        s, a = s.view(flat_shape(s.shape, spatial)), a.reshape(flat_shape(shape, spatial))
         if spatial == 1:
             s, a = s.unsqueeze(-2), a.unsqueeze(-2)
             kernel, stride, padding = [1, *kernel], [1, *stride], [0, *padding]
@@ -103,7 +122,7 @@ class AdaptiveAveragePooling(LinearPooling):
     def adjoint(self, node: Node, s: Tensor, a: Tensor) -> Tensor:
         spatial = int(node.op[-2])
         shape = a.shape
-        s, a = s.reshape(_flat(s.shape, spatial)), a.reshape(_flat(shape, spatial))
+        s, a = s.reshape(flat_shape(s.shape, spatial)), a.reshape(flat_shape(shape, spatial))
         if spatial == 1:
             s, a = s.unsqueeze(-2), a.unsqueeze(-2)
         if spatial == 3:
@@ -115,10 +134,14 @@ class AdaptiveAveragePooling(LinearPooling):
 class Reduction(LinearPooling):
     """Mean or sum over axes."""
 
-    def adjoint(self, node: Node, s: Tensor, a: Tensor) -> Tensor:
+    def axes(self, node: Node, ndim: int) -> list[int]:
+        """The axes that go, in order."""
         axes = argument(node, 1, "dim", None)
-        axes = list(range(a.ndim)) if axes in (None, []) else [axes] if axes == 0 else axes
-        axes = sorted(axis % a.ndim for axis in ([axes] if isinstance(axes, int) else axes))
+        axes = list(range(ndim)) if axes in (None, []) else [axes] if axes == 0 else axes
+        return sorted(axis % ndim for axis in ([axes] if isinstance(axes, int) else axes))
+
+    def adjoint(self, node: Node, s: Tensor, a: Tensor) -> Tensor:
+        axes = self.axes(node, a.ndim)
         if not argument(node, 2, "keepdim", False):
             for axis in axes:
                 s = s.unsqueeze(axis)
@@ -189,19 +212,19 @@ class MaxPooling(Winner):
     def pooled_axes(self, node: Node, ndim: int) -> int:
         return int(node.op[-2])
 
-    def _options(self, node: Node) -> list[list[int]]:
+    def options(self, node: Node) -> list[list[int]]:
         """Kernel, stride, padding, dilation."""
         spatial = int(node.op[-2])
-        kernel = _tuple(node.args[1], spatial)
+        kernel = per_axis(node.args[1], spatial)
         return [
             kernel,
-            _tuple(argument(node, 2, "stride", []) or kernel, spatial),
-            _tuple(argument(node, 3, "padding", 0), spatial),
-            _tuple(argument(node, 4, "dilation", 1), spatial),
+            per_axis(argument(node, 2, "stride", []) or kernel, spatial),
+            per_axis(argument(node, 3, "padding", 0), spatial),
+            per_axis(argument(node, 4, "dilation", 1), spatial),
         ]
 
     def winners(self, node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
-        options, ceil_mode = self._options(node), argument(node, 5, "ceil_mode", False)
+        options, ceil_mode = self.options(node), argument(node, 5, "ceil_mode", False)
         if node.op == "max_pool1d":
             options = [[neutral, *o] for neutral, o in zip((1, 1, 0, 1), options, strict=True)]
             out, indices = aten.max_pool2d_with_indices(x.unsqueeze(-2), *options, ceil_mode)
@@ -216,7 +239,7 @@ class MaxPooling(Winner):
         node = step.node
         if node.op != "max_pool2d" or len(shape) != 4:
             return super().relevance(step, saved, r, engine)
-        options = [*self._options(node), argument(node, 5, "ceil_mode", False)]
+        options = [*self.options(node), argument(node, 5, "ceil_mode", False)]
         last = indices.is_contiguous(memory_format=torch.channels_last)
         form = torch.channels_last if last and indices.shape[1] > 1 else torch.contiguous_format
         like = torch.empty(shape, dtype=r.dtype, device=r.device, memory_format=form)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +31,19 @@ def _poisoned_memory() -> Iterator[None]:
     assert torch.zeros(2).new_empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """How often each kernel is launched."""
+    from triton.runtime.interpreter import GridExecutor
+
+    count: Counter[str] = Counter()
+    original = GridExecutor.__call__
+
+    def counted(self: GridExecutor, *args: object, **kwargs: object) -> object:
+        count[self.fn.__name__] += 1
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", counted)
+    yield count

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,22 +15,6 @@ from relprop.errors import InputError
 from relprop.maps import Conv, Dense
 
 CONV = Conv((1, 1), ((1, 1), (1, 1)), (1, 1))
-
-
-@pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """How often each kernel is launched."""
-    from triton.runtime.interpreter import GridExecutor
-
-    count: Counter[str] = Counter()
-    original = GridExecutor.__call__
-
-    def counted(self: GridExecutor, *args: object, **kwargs: object) -> object:
-        count[self.fn.__name__] += 1
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(GridExecutor, "__call__", counted)
-    yield count
 
 
 def small_cnn() -> nn.Module:

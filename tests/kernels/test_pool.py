@@ -40,7 +40,7 @@ def test_max_pool_first_of_equal_elements(case: Any, last: bool) -> None:
     y, winners = kernels.max_pool(a, kernel, stride, padding, dilation, ceil)
     assert torch.equal(y, expected) and torch.equal(winners.long(), indices)
     r = torch.randn(3, *y.shape)
-    relevance = kernels.max_pool_relevance(r, winners, a, kernel, stride, padding, dilation)
+    relevance = kernels.max_pool_relevance(r, winners, a.shape, kernel, stride, padding, dilation)
     for target in range(3):
         exact = reference.winner_relevance(pool, a.double(), r[target].double(), spatial)
         torch.testing.assert_close(relevance[target].double(), exact, rtol=1e-6, atol=1e-6)

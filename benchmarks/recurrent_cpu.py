@@ -37,7 +37,7 @@ class NumpyLoop:
     """
 
     def __init__(self, layer: nn.LSTM, epsilon: float) -> None:
-        w_ih, w_hh, b_ih, b_hh = (w.detach().double().numpy() for w in layer._flat_weights)
+        w_ih, w_hh, b_ih, b_hh = (w.detach().double().numpy() for w in layer.parameters())
         self.w_x, self.w_h, self.b = w_ih, w_hh, b_ih + b_hh
         self.hidden, self.epsilon, self.bias_factor = layer.hidden_size, epsilon, 0.0
 
@@ -88,7 +88,7 @@ def calls(
     layer: nn.LSTM, x: Tensor, r: Tensor, epsilon: float, sequences: int
 ) -> dict[str, Callable[[], Any]]:
     """The variants: ours whole, ours backward alone, autograd's, the loop over some sequences."""
-    directions = directions_of([w.detach() for w in layer._flat_weights], "lstm", "benchmark")
+    directions = directions_of([w.detach() for w in layer.parameters()], "lstm", "benchmark")
     h0 = x.new_zeros(1, x.shape[1], layer.hidden_size)
     rule, last = Recurrent(epsilon=epsilon), r.unsqueeze(0).unsqueeze(0)
     loop = NumpyLoop(layer, epsilon)

@@ -1,7 +1,7 @@
 """Whole CNNs on this machine: explanations per second, ratio to the plain gradient, peak memory.
 
-    python -m benchmarks.cnn                     VGG-16 and ResNet-50, batch 4, 224 x 224, float32
-    python -m benchmarks.cnn --models vgg16 --rounds 3 --size 96 --record out/cnn.csv
+python -m benchmarks.cnn                     VGG-16 and ResNet-50, batch 4, 224 x 224, float32
+python -m benchmarks.cnn --models vgg16 --rounds 3 --size 96 --record out/cnn.csv
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from benchmarks.peers import network, variants
 from benchmarks.timing import Timing, interleaved, peak_bytes
 from relprop.tables import table
 
-__all__ = ["main"]
-
+__all__ = ["environment", "main", "write_record"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows += _measure(name, arguments)
     print(_table(rows))
     if arguments.record is not None:
-        _write(arguments.record, rows)
+        write_record(arguments.record, rows)
         print(f"wrote {arguments.record}")
     return 0
 
@@ -127,7 +126,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return table(head, [[str(row[key]) for key in keys] for row in rows])
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_record(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as CSV: beside, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
     with beside.open("w", newline="") as file:
@@ -135,7 +135,6 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     beside.replace(path)
-
 
 
 if __name__ == "__main__":

@@ -565,7 +565,7 @@ def test_rule_that_does_not_fit(net: nn.Module) -> None:
         ({"start": lambda y: 3}, ["start(output): int", "expected a tensor"]),
         ({"start": lambda y: y / 0}, ["the starting relevance", "NaN or infinite"]),
     ],
-    ids=str,
+    ids=lambda value: str(value).partition(" at 0x")[0],
 )
 def test_option(options: dict[str, Any], words: list[str], net: nn.Module) -> None:
     refusal(InputError, lambda: relprop.explain(net, images(), target=0, **options), *words)

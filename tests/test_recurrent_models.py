@@ -371,3 +371,28 @@ def test_float32_and_half_precision() -> None:
     found = relprop.explain(model.float(), x.float(), target=1, method=Epsilon(1e-3))
     assert found.dtype is torch.float32
     close(found.double(), expected, rtol=1e-3)
+
+
+class Frames(nn.Module):
+    """A convolution on every frame, then an LSTM over the frames: batch and time in one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 2, 3, padding=1)
+        self.inner = nn.GRU(2 * 3 * 3, HIDDEN, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(2 * HIDDEN, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, steps = x.shape[:2]
+        maps = torch.relu(self.convolution(x.reshape(batch * steps, 1, 3, 3)))
+        return self.head(self.inner(maps.reshape(batch, steps, -1))[0].mean(1))
+
+
+def test_frames_of_any_number_share_one_capture() -> None:
+    model = Frames().double().eval()
+    explainer = relprop.Explainer(model, "epsilon_plus")
+    loop = relprop.Explainer(model, "epsilon_plus", backend="reference")
+    for steps in (4, 7):
+        x = torch.randn(2, steps, 1, 3, 3, dtype=torch.float64)
+        close(explainer(x, target=1), loop(x, target=1))
+    assert len(explainer._plans) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
+import gc
 import hashlib
 import importlib
 import importlib.abc
@@ -229,17 +230,17 @@ def preload(project: Project) -> None:
                 importlib.import_module(name)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # so that collections in children leave the pages shared
 
 
 def _pytest(project: Project, files: Iterable[str], plugin: Any, *options: str) -> int:
     os.chdir(project.root)
-    return int(
-        pytest.main(
-            [*files, "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *options,
-             f"--rootdir={project.root}"],
-            plugins=[plugin],
-        )
-    )  # fmt: skip
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    # the second of these would walk through all that torch has made, twice a run
+    without = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+    where = [f"--rootdir={project.root}", "--import-mode=importlib"]
+    return int(pytest.main([*files, "-q", *without, *where, *options], plugins=[plugin]))
 
 
 def baseline(project: Project, at_once: int, limit: float = 600.0) -> Baseline:

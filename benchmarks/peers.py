@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import relprop
 
-__all__ = ["VARIANTS", "network", "variants"]
+__all__ = ["VARIANTS", "declare_torchvision_operators", "network", "variants"]
 
 Call = Callable[[], Any]
 VARIANTS = {
@@ -29,7 +29,7 @@ VARIANTS = {
 
 def network(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A torchvision network with seeded random weights and plausible batch-norm statistics."""
-    _declare_torchvision_operators()
+    declare_torchvision_operators()
     import torchvision
 
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def network(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     return model.requires_grad_(False)
 
 
-def _declare_torchvision_operators() -> None:
+def declare_torchvision_operators() -> None:
     """torchvision's wheel beside a CPU build of torch: its models import once these exist."""
     if hasattr(torch.ops.torchvision, "nms"):
         return
@@ -62,12 +62,20 @@ _KEPT: list[torch.library.Library] = []
 
 
 def variants(
-    name: str, model: nn.Module, images: Tensor, labels: Tensor, precision: str = "highest"
+    name: str,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    precision: str = "highest",
+    triton: bool = False,
 ) -> dict[str, Call]:
-    """Everyone who can do something with this model, by "method | who"."""
+    """Everyone who can do something with this model, by "method | who".
+
+    `triton` adds this library's Triton backend.
+    """
     calls: dict[str, Call] = {"gradient | autograd": lambda: _gradient(model, images, labels)}
     for method, who in VARIANTS.items():
-        for library in who:
+        for library in (*who, *(("relprop triton",) if triton else ())):
             call = _MAKERS[library](name, model, images, labels, method, precision)
             if call is not None:
                 calls[f"{method} | {library}"] = call
@@ -92,6 +100,13 @@ def _relprop_frozen(
     name: str, model: nn.Module, images: Tensor, labels: Tensor, method: str, precision: str
 ) -> Call:
     explainer = relprop.Explainer(model, method, precision=precision, frozen=True)
+    return lambda: explainer(images, target=labels)
+
+
+def _relprop_triton(
+    name: str, model: nn.Module, images: Tensor, labels: Tensor, method: str, precision: str
+) -> Call:
+    explainer = relprop.Explainer(model, method, precision=precision, backend="triton")
     return lambda: explainer(images, target=labels)
 
 
@@ -139,6 +154,7 @@ def _captum(
 _MAKERS: dict[str, Callable[..., Call | None]] = {
     "relprop": _relprop,
     "relprop frozen": _relprop_frozen,
+    "relprop triton": _relprop_triton,
     "zennit": _zennit,
     "captum": _captum,
 }

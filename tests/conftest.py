@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import hypothesis
 import pytest
 import torch
 
-hypothesis.settings.register_profile("relprop", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("relprop")
+if importlib.util.find_spec("hypothesis") is not None:  # a GPU machine may have pytest alone
+    import hypothesis
+
+    hypothesis.settings.register_profile("relprop", deadline=None, derandomize=True)
+    hypothesis.settings.load_profile("relprop")
 
 
 def _define_torchvision_operators() -> torch.library.Library | None:

@@ -1,4 +1,9 @@
-"""The kernels run in Triton's interpreter, which has to be chosen before Triton is imported."""
+"""The kernels run in Triton's interpreter, chosen before Triton is imported, or on a CUDA device.
+
+TRITON_INTERPRET=1 means the interpreter.  Without it RELPROP_KERNEL_DEVICE names the device; by
+default, "auto", it is the CUDA device if there is one.  RELPROP_KERNEL_SHARD="2/8" keeps every
+eighth test from the third on, so that several processes share the compiling.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +15,74 @@ from pathlib import Path
 import pytest
 import torch
 
-REASON = "needs TRITON_INTERPRET=1 from the start of the process: run 'make kernels'"
+REASON = (
+    "needs a CUDA device, or TRITON_INTERPRET=1 from the start of the process: run 'make kernels'"
+)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip this folder where the interpreter was not asked for."""
+def chosen_device() -> str | None:
+    """Where the tests run: "cpu" in the interpreter; None if there is nothing to run them on."""
     if os.environ.get("TRITON_INTERPRET") == "1":
-        return
+        return "cpu"
+    asked = os.environ.get("RELPROP_KERNEL_DEVICE", "auto")
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else None
+    return asked
+
+
+DEVICE = chosen_device()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip this folder where there is nothing to run it on; keep the asked share of it."""
     here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
+    own = [item for item in items if here in item.path.parents]
+    if DEVICE is None:
+        for item in own:
             item.add_marker(pytest.mark.skip(reason=REASON))
+    shard, _, shards = os.environ.get("RELPROP_KERNEL_SHARD", "0/1").partition("/")
+    left = [item for number, item in enumerate(own) if number % int(shards) != int(shard)]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """New tensors hold NaN until a kernel writes them."""
-    torch.use_deterministic_algorithms(True)
+def _on_the_device() -> Iterator[None]:
+    """New tensors lie on the device and hold NaN until a kernel writes them."""
+    on_cuda = DEVICE == "cuda"
+    if on_cuda:
+        torch.set_default_device(DEVICE)
+    # on CUDA some of the reference's own operations have no deterministic form, which must not stop
+    # them; float32 there means IEEE products
+    torch.use_deterministic_algorithms(True, warn_only=on_cuda)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.backends.cudnn.allow_tf32 = False
     assert torch.zeros(2).new_empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.allow_tf32 = True
+    if on_cuda:
+        torch.set_default_device(None)
 
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """How often each kernel is launched."""
-    from triton.runtime.interpreter import GridExecutor
-
     count: Counter[str] = Counter()
-    original = GridExecutor.__call__
+    if DEVICE == "cpu":
+        from triton.runtime.interpreter import GridExecutor as Launcher
 
-    def counted(self: GridExecutor, *args: object, **kwargs: object) -> object:
-        count[self.fn.__name__] += 1
+        name = "__call__"
+    else:
+        from triton.runtime.jit import JITFunction as Launcher
+
+        name = "run"
+    original = getattr(Launcher, name)
+
+    def counted(self: object, *args: object, **kwargs: object) -> object:
+        count[self.fn.__name__] += 1  # type: ignore[attr-defined]
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(GridExecutor, "__call__", counted)
+    monkeypatch.setattr(Launcher, name, counted)
     yield count

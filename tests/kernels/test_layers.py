@@ -138,14 +138,33 @@ def guarded(tensor: Tensor, layout: str) -> Tensor:
     return inner.permute(sorted(range(len(axes)), key=axes.__getitem__))
 
 
+def operand_unit(dtype: torch.dtype) -> float:
+    """Unit roundoff of product operands: s and modified weights are rounded to it on a GPU.
+
+    The interpreter widens every operand to float32.
+    """
+    if kernels.interpreted() or dtype == torch.float32:
+        return 0.0
+    return torch.finfo(dtype).eps
+
+
 def tolerance(
-    layer: LinearMap, a: Tensor, w: Tensor, b: Tensor | None, r: Tensor, rule: LinearRule
+    layer: LinearMap,
+    a: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    r: Tensor,
+    rule: LinearRule,
+    operand: float = 0.0,
 ) -> Tensor:
     """What float32 sums may differ by: magnitudes times unit roundoff, through the division.
+
+    Operands themselves may be rounded, by `operand`.
 
     An output whose z may have either sign, or none, is unbounded, and so is all it reaches.
     """
     length = w[0].numel() + w.numel() // w.shape[1] + 8
+    unit = length * UNIT + operand
     bias = torch.zeros(1) if b is None else layer.align(b.abs())
     magnitude = layer.contraction(a.abs(), w.abs()) + bias
     own = layer.contraction(a, w) + (torch.zeros(1) if b is None else layer.align(b))
@@ -163,7 +182,7 @@ def tolerance(
         if group.gate is not None:
             gamma = group.terms[0].weight.value
             size = (1 + gamma) * magnitude
-        error = length * UNIT * size
+        error = unit * size
         denominator = reference.stabilize(z, rule.epsilon).abs()
         s = group.scale * reference.quotient(r, z, rule.epsilon).abs()
         slack = s.abs() * (error / (denominator - error).clamp(min=1e-300) + 4 * UNIT)
@@ -171,8 +190,8 @@ def tolerance(
         if group.gate is not None:
             closed = own < 0 if group.gate == "positive" else own > 0
             s, slack = s * ~closed, slack * ~closed
-            doubtful = (doubtful & ~closed) | (own.abs() <= length * UNIT * magnitude)
-        slack = torch.where(doubtful, UNBOUNDED, slack) + length * UNIT * s.abs()
+            doubtful = (doubtful & ~closed) | (own.abs() <= unit * magnitude)
+        slack = torch.where(doubtful, UNBOUNDED, slack) + unit * s.abs()
         for term in group.terms:
             f = modify(term.input, a, layer, rule).abs()
             g = modify(term.weight, w, layer, rule).abs()
@@ -212,7 +231,7 @@ def check(
     assert saved.y is not None
     size = layer.map.contraction(exact[0].abs(), exact[1].abs())
     size = size if exact[2] is None else size + layer.map.align(exact[2].abs())
-    limit = (w.numel() // min(w.shape[:2]) + 8) * UNIT * size
+    limit = ((w.numel() // min(w.shape[:2]) + 8) * UNIT + operand_unit(dtype)) * size
     assert saved.y.shape == y.shape
     assert ((saved.y.double() - y).abs() <= limit).all()
     s = kernels.quotient(saved, r)
@@ -220,7 +239,7 @@ def check(
     assert relevance.shape == (targets, *a.shape) and relevance.dtype == torch.float32
     for target in range(targets):
         expected = reference.linear_relevance(layer.map, *exact, r[target].double(), rule)
-        within = tolerance(layer.map, *exact, r[target].double(), rule)
+        within = tolerance(layer.map, *exact, r[target].double(), rule, operand_unit(dtype))
         bounded = within < UNBOUNDED * 1e-6
         difference = (relevance[target].double() - expected).abs()
         assert (difference <= within)[bounded].all(), (difference / within)[bounded].max()

@@ -259,6 +259,7 @@ def others() -> list[tuple[str, Callable[[], object]]]:
     a = torch.empty((64, 64, 112, 112), device="meta").to(memory_format=torch.channels_last)
     r = torch.empty((1, *a.shape), device="meta")
     small = torch.empty((1, 64, 64, 56, 56), device="meta")
+    won = small[0].int().to(memory_format=torch.channels_last)
     two, one, no = [2, 2], [1, 1], [0, 0]
     conv = Conv((1, 1), ((1, 1), (1, 1)), (1, 1))
     w = torch.empty((64, 64, 3, 3), device="meta")
@@ -284,8 +285,13 @@ def others() -> list[tuple[str, Callable[[], object]]]:
         ("max pool", lambda: kernels.max_pool(a, two, two, no, one)),
         (
             "max pool",
-            lambda: kernels.max_pool_relevance(
-                small, torch.empty(small.shape[1:], device="meta").int(), a, two, two, no, one
+            lambda: kernels.max_pool_relevance(small, won, a.shape, two, two, no, one),
+        ),
+        ("adaptive max pool", lambda: kernels.adaptive_max_pool(a, [7, 7])),
+        (
+            "adaptive max pool",
+            lambda: kernels.adaptive_max_pool_relevance(
+                small[..., :7, :7], won[..., :7, :7], a.shape
             ),
         ),
         ("average pool", lambda: kernels.average_pool(a, two, two, no)),

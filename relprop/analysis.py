@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
+from relprop.gates import is_gate, is_magnitude
 from relprop.graph import Graph, Node, Ref
 from relprop.layers import operation
-from relprop.layers.base import argument
 
 __all__ = ["Facts", "analyse"]
 
@@ -19,12 +17,6 @@ _NO_FLOW = {
     "new_ones", "new_full", "new_empty", "sym_size", "sign", "sgn", "fill", "zero",
 }  # fmt: skip
 _SHAPED_LIKE = {"expand_as", "view_as", "reshape_as"}
-_GATES = {"sigmoid", "hardsigmoid", "softmax", "_softmax"}
-_KEEP_GATE = {
-    "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t",
-    "expand", "slice", "select", "narrow", "_to_copy", "to", "repeat", "index_select", "index",
-    "expand_as", "upsample_nearest2d",
-}  # fmt: skip
 
 
 @dataclass
@@ -36,7 +28,8 @@ class Facts:
         tokens: those of them that are integers on their way to an embedding.
         fixed: values that depend on parameters and constants alone.
         nonnegative: values that are never negative.
-        gates: values of gates: sigmoids, their complements, masks.
+        gates: values of gates: sigmoids, their complements, masks, statistics.
+        magnitudes: values that tell how large others are: squares, norms, variances.
         fresh: values reached from a floating input without crossing a linear layer.
     """
 
@@ -45,6 +38,7 @@ class Facts:
     fixed: set[str] = field(default_factory=set)
     nonnegative: set[str] = field(default_factory=set)
     gates: set[str] = field(default_factory=set)
+    magnitudes: set[str] = field(default_factory=set)
     fresh: set[str] = field(default_factory=set)
 
 
@@ -59,8 +53,10 @@ def analyse(graph: Graph, floating: Iterable[str], integer: Iterable[str]) -> Fa
         _flow(node, facts)
         if all(name in facts.fixed for name in node.refs):
             facts.fixed.add(node.name)
-        if _is_gate(node, facts, graph.nodes):
+        if is_gate(node, graph.nodes, facts.gates, facts.magnitudes, facts.carriers):
             facts.gates.add(node.name)
+        if is_magnitude(node, graph.nodes, facts.magnitudes, facts.carriers):
+            facts.magnitudes.add(node.name)
         found = operation(node.op)
         if found is not None and found.nonnegative(node, _known(facts)):
             facts.nonnegative.add(node.name)
@@ -113,33 +109,3 @@ def _known(facts: Facts) -> Callable[[Any], bool]:
         return isinstance(value, (int, float)) and value >= 0
 
     return known
-
-
-def _is_gate(node: Node, facts: Facts, nodes: Mapping[str, Node]) -> bool:
-    if node.op in _GATES or node.dtype is torch.bool:
-        return True
-    if node.op in ("clamp", "hardtanh"):
-        low, high = argument(node, 1, "min", None), argument(node, 2, "max", None)
-        return low == 0 and high == 1
-    first = node.args[0] if node.args else None
-    if node.op in ("div", "true_divide"):  # relu6(x + 3) / 6, the hard sigmoid written out
-        source = nodes.get(first.name) if isinstance(first, Ref) else None
-        return node.args[1] == 6 and source is not None and _is_relu6(source)
-    if node.op in ("sub", "rsub"):
-        gate, one = (node.args[1], first) if node.op == "sub" else (first, node.args[1])
-        return isinstance(gate, Ref) and gate.name in facts.gates and _is_one(one, nodes)
-    return node.op in _KEEP_GATE and isinstance(first, Ref) and first.name in facts.gates
-
-
-def _is_relu6(node: Node) -> bool:
-    if node.op == "relu6":
-        return True
-    bounds = argument(node, 1, "min_val", None), argument(node, 2, "max_val", None)
-    return node.op in ("hardtanh", "clamp") and bounds in ((0, 6), (0.0, 6.0))
-
-
-def _is_one(value: Any, nodes: Mapping[str, Node]) -> bool:
-    if isinstance(value, Ref):
-        node = nodes.get(value.name)
-        return node is not None and node.op in ("ones_like", "new_ones", "ones")
-    return bool(value == 1)

@@ -29,6 +29,16 @@ CAPTURE_LOCK = threading.RLock()
 
 _LOUD = ("torch.export", "torch._dynamo", "torch.fx", "torch._subclasses.fake_tensor")
 
+
+def _einsum(*args: Any, **kwargs: Any) -> Any:
+    """einsum by products and permutations, as torch computes it itself."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return torch.ops.aten.einsum.default._op_dk(key, *args, **kwargs)
+
+
+_TAKEN_APART = {torch.ops.aten.einsum.default: _einsum}
+"""Operations whose meaning is in their arguments, by what computes them from others."""
+
 EXAMPLE_BATCH = 2
 """A batch of 1 would be specialised by torch.export."""
 
@@ -161,7 +171,7 @@ def _export(
         ):
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
-            return program.run_decompositions({})
+            return program.run_decompositions(dict(_TAKEN_APART))
     finally:
         # torch's cache of fake operations would hold on to this capture's shapes and tensors
         FakeTensorMode.cache_clear()

@@ -134,6 +134,14 @@ class Graph:
         """Names of the values in the output structure."""
         return list(refs_of(self.output))
 
+    def fixed(self) -> set[str]:
+        """Names of the values that depend on parameters and constants alone."""
+        found = set(self.sources)
+        for node in self.nodes.values():
+            if all(name in found for name in node.refs):
+                found.add(node.name)
+        return found
+
     def consumers(self) -> dict[str, list[str]]:
         """For each value, the nodes that read it (once for each reading)."""
         readers: dict[str, list[str]] = {}

@@ -16,6 +16,7 @@ from torch import Tensor
 from relprop import reference
 from relprop.graph import map_refs
 from relprop.layers import Parts, Step
+from relprop.layers.choice import taken
 from relprop.layers.normalise import linearised
 from relprop.layers.pointwise import summand_factors
 from relprop.layers.recurrent import Recurrence
@@ -60,6 +61,8 @@ def _one_target(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor
             return [reference.norm_relevance(_of(step, values, 0), a, r, step.rule.epsilon)]
         case "normalisation":
             return [r if isinstance(step.rule, Pass) else _normalisation(step, values, r)]
+        case "choice":
+            return [(r * mask).sum_to_size(shape) for mask, shape in taken(step, values)]
         case "sum":
             return list(_sum(step, values, r))
         case "product":

@@ -245,7 +245,7 @@ class _Binder:
     def _by_hand(self, node: Node, inputs: tuple[str, ...], rule: Rule | None) -> Step | None:
         if isinstance(rule, Pass) and len(inputs) == 1 and node.shape is not None:
             return Step(node, _PASS, inputs, rule)
-        self.unruled.append(_where(node))
+        self.unruled.append(_where(node) + _HINTS.get(node.op, ""))
         return None
 
     def _linear(self, step: Step) -> Step:
@@ -306,8 +306,7 @@ class _Binder:
                 return None
             return replace(step, options={"shares": (1,)})
         if node.op != "mul":
-            self.unruled.append(f"{_where(node)}: both operands depend on the input")
-            return None
+            return self._quotient(step)
         if isinstance(rule, Product):
             shares = {"half": (0.5, 0.5), "left": (1, 0), "right": (0, 1)}[rule.mode]
             return replace(step, options={"shares": shares})
@@ -318,13 +317,25 @@ class _Binder:
             return None
         return replace(step, options={"shares": (0, 1) if gates[0] else (1, 0)})
 
+    def _quotient(self, step: Step) -> Step | None:
+        """Divided by a statistic, as in a normalisation, the numerator takes all."""
+        scales = self.facts.gates | self.facts.magnitudes
+        if step.rule == Product("left") or step.inputs[1] in scales:
+            return replace(step, options={"shares": (1, 0)})
+        self.unruled.append(
+            f"{_where(step.node)}: both operands depend on the input; rules.Product('left') gives "
+            "all to the numerator"
+        )
+        return None
+
     def raise_problems(self) -> None:
         problems = list(self.problems)
         if self.unruled:
             count = len(self.unruled)
             what = "one operation" if count == 1 else f"{count} operations"
             listed = "".join(f"\n  {text}" for text in self.unruled)
-            example = self.unruled[0].partition("'")[2].partition("'")[0] or "path:"
+            paths = [text.split("'")[1] for text in self.unruled if text.startswith("'")]
+            example = paths[0] if paths else "path:"
             problems.append(
                 f"{self.method} has no rule for {what}:{listed}\n"
                 f"Give each one: composite.with_rule({example!r}, rules.Pass()) where the shape "
@@ -350,6 +361,11 @@ class _Passed(Unchanged):
 
 
 _PASS: Operation = _Passed()
+_HINTS = dict.fromkeys(
+    ("softmax", "_softmax", "log_softmax", "_log_softmax"),
+    ": explain what it reads, such as the logits (a model without it, or output=)",
+)
+"""What to do about some operations, for messages."""
 
 
 def _receivers(step: Step) -> list[str]:

@@ -5,7 +5,7 @@ Rewrites keep every value that a module returns reachable by its module path.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from relprop.graph import Graph, Node, Ref
 from relprop.layers.base import argument
 from relprop.layers.linear import evaluate_map
 from relprop.maps import Conv, Dense, Diagonal, LinearMap
+from relprop.spellings import respell
 
 __all__ = ["canonical"]
 
@@ -50,6 +51,7 @@ def canonical(graph: Graph) -> Graph:
     graph.prune()
     _drop_identities(graph)
     _single_values(graph)
+    respell(graph)
     _layers(graph)
     graph.prune()
     fold_padding(graph)
@@ -93,6 +95,7 @@ def _dropped_pair(graph: Graph, node: Node) -> bool:
 
 def _single_values(graph: Graph) -> None:
     """Parts of a split become slices; the values of a max pool with indices become a max pool."""
+    fixed = graph.fixed()
     for name, node in list(graph.nodes.items()):
         if node.op in _VIEWS:
             graph.nodes[name] = replace(node, op="reshape", function=aten.reshape.default)
@@ -115,7 +118,8 @@ def _single_values(graph: Graph) -> None:
         if node.op != "getitem" or not isinstance(node.args[0], Ref):
             continue
         source = graph.nodes.get(node.args[0].name)
-        if source is not None:
+        # weights are standardised by a batch norm in training mode: a constant like any other
+        if source is not None and source.name not in fixed:
             graph.nodes[name] = _part(source, node) or node
 
 
@@ -130,6 +134,9 @@ def _part(source: Node, node: Node) -> Node | None:
         start = sum(sizes[:index])
         args = (source.args[0], axis, start, start + sizes[index])
         return replace(node, op="slice", function=aten.slice.Tensor, args=args)
+    if source.op in ("var_mean", "std_mean"):
+        op = "mean" if index else source.op.removesuffix("_mean")
+        return _moment(source, node, op)
     if index != 0:
         return None
     same = replace(node, args=source.args, kwargs=source.kwargs)
@@ -149,6 +156,16 @@ def _part(source: Node, node: Node) -> Node | None:
     return None
 
 
+def _moment(source: Node, node: Node, op: str) -> Node:
+    """The mean, or the variance or standard deviation, of the two that an operation returns."""
+    if op != "mean":
+        function = getattr(getattr(aten, op), source.overload)
+        return replace(node, op=op, function=function, args=source.args, kwargs=source.kwargs)
+    axes = argument(source, 1, "dim", None)
+    args = (source.args[0], axes, bool(source.kwargs.get("keepdim", False)))
+    return replace(node, op=op, function=aten.mean.dim, args=args, kwargs={})
+
+
 def _first(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)[0]
 
@@ -156,13 +173,14 @@ def _first(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def _layers(graph: Graph) -> None:
     """Dense layers, convolutions and batch norms as linear maps; weights may be computed values."""
     nodes: dict[str, Node] = {}
+    fixed = graph.fixed()
     for node in graph.nodes.values():
-        for new in _as_layer(graph, node):
+        for new in _as_layer(graph, node, fixed):
             nodes[new.name] = new
     graph.nodes = nodes
 
 
-def _as_layer(graph: Graph, node: Node) -> list[Node]:
+def _as_layer(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
     if node.op in ("linear",):
         return [linear_node(node, Dense(), *_padded(node.args, 3))]
     if node.op in ("mm", "matmul", "addmm"):
@@ -170,7 +188,7 @@ def _as_layer(graph: Graph, node: Node) -> list[Node]:
     if node.op in ("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d",
                    "conv_transpose2d", "conv_transpose3d"):  # fmt: skip
         return [linear_node(node, _convolution(graph, node), *_padded(node.args[:3], 3))]
-    if node.op in _BATCH_NORMS and node.shape is not None:
+    if node.op in _BATCH_NORMS and node.shape is not None and node.name not in fixed:
         return _from_batch_norm(node)
     return [node]
 

@@ -57,6 +57,15 @@ def _weight(*shape: int) -> Tensor:
 COLUMN, ROW, ONES = _weight(3, 1), _weight(7), torch.ones(3, 7)
 
 
+WEIGHT = _weight(4, 3)
+GRID, GRID_3D = _weight(1, 3, 4, 2).tanh(), _weight(1, 2, 3, 2, 3).tanh()
+
+
+def _moments(x: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(x, 1, keepdim=True, correction=0)
+    return x * torch.rsqrt(variance + 1e-5) * mean.sigmoid()
+
+
 class Scaled(nn.Module):
     """A function that also gets a parameter of the model."""
 
@@ -362,6 +371,57 @@ CASES: dict[str, Case] = {
     "trilinear": Case(
         "upsample_trilinear3d", lambda x: F.interpolate(x, size=(3, 5, 2), mode="trilinear"), VOLUME
     ),
+    "bilinear antialiased": Case(
+        "_upsample_bilinear2d_aa",
+        lambda x: F.interpolate(x, size=(3, 2), mode="bilinear", antialias=True),
+        IMAGE,
+    ),
+    "bicubic antialiased": Case(
+        "_upsample_bicubic2d_aa",
+        lambda x: F.interpolate(x, scale_factor=0.6, mode="bicubic", antialias=True),
+        IMAGE,
+    ),
+    "grid sample": Case(
+        "grid_sampler",
+        lambda x: F.grid_sample(x, GRID.to(x).expand(len(x), -1, -1, -1), align_corners=False),
+        IMAGE,
+    ),
+    "grid sample 3-d": Case(
+        "grid_sampler",
+        lambda x: F.grid_sample(
+            x, GRID_3D.to(x).expand(len(x), -1, -1, -1, -1), "nearest", "border", True
+        ),
+        VOLUME,
+    ),
+    "maximum": Case("maximum", lambda x: torch.maximum(x, -x.flip(1)), SEQUENCE),
+    "maximum of a constant": Case("maximum", lambda x: torch.max(ROW.to(x), x), SEQUENCE),
+    "maximum broadcast": Case("maximum", lambda x: torch.maximum(x[:, :1], x), SEQUENCE),
+    "maximum of equals": Case("maximum", lambda x: torch.maximum(x, x * 1.0), SEQUENCE),
+    "minimum": Case("minimum", lambda x: torch.min(x.tanh(), x.flip(2)), SEQUENCE),
+    "im2col": Case("im2col", nn.Unfold(2, dilation=2, padding=1, stride=2), IMAGE),
+    "max_unpool2d": Case(
+        "max_unpool2d",
+        lambda x: F.max_unpool2d(
+            *F.max_pool2d(x, 2, return_indices=True), 2, output_size=x.shape[2:]
+        ),
+        IMAGE,
+    ),
+    "max_unpool3d": Case(
+        "max_unpool3d",
+        lambda x: F.max_unpool3d(
+            *F.max_pool3d(x, 2, return_indices=True), 2, output_size=x.shape[2:]
+        ),
+        VOLUME,
+    ),
+    "hstack": Case("cat", lambda x: torch.hstack([x, 2 * x]), SEQUENCE),
+    "vstack": Case("cat", lambda x: torch.vstack([x, 2 * x])[: len(x)], SEQUENCE),
+    "dstack": Case("cat", lambda x: torch.dstack([x, 2 * x]), SEQUENCE),
+    "lerp": Case("add", lambda x: torch.lerp(x, x.flip(1), 0.3), SEQUENCE),
+    "lerp of a gate": Case("add", lambda x: torch.lerp(x, x.flip(1), x.sigmoid()), SEQUENCE),
+    "addcmul": Case("add", lambda x: torch.addcmul(x, x.flip(1), ROW.to(x), value=0.7), SEQUENCE),
+    "addcdiv": Case("add", lambda x: torch.addcdiv(x, x.flip(1), ROW.to(x)), SEQUENCE),
+    "weight on the left": Case("dense_map", lambda x: WEIGHT.to(x) @ x, SEQUENCE),
+    "variance and mean": Case("mul", _moments, SEQUENCE),
     "embedding": Case("embedding", nn.Embedding(9, 4), (5,)),
 }
 
@@ -425,7 +485,8 @@ def relevance(
 
 
 def test_every_operation_has_a_row() -> None:
-    files = ("linear", "movement", "normalise", "pointwise", "pool")  # sequences are tested apart
+    # sequences are tested apart
+    files = ("choice", "linear", "movement", "normalise", "pointwise", "pool", "resample")
     ours = {
         name
         for name, operation in registered().items()
@@ -637,13 +698,12 @@ def test_signal_takes_all(name: str, backend: str) -> None:
         (lambda x, y: ONES[:2, :3] / x + y, "the input is in the denominator"),
         (lambda x, y: torch.div(x, 2, rounding_mode="floor") + y, "it rounds its result"),
         (lambda x, y: x.clamp(min=y), "several of its arguments depend on the input"),
-        (lambda x, y: torch.max(x, y), "several of its arguments depend on the input"),
         (lambda x, y: F.linear(x, y), "its weight depends on the input"),
         (
             lambda x, y: F.linear(torch.ones_like(x), y) + x[:, :2],
             "its weight depends on the input",
         ),
-        (lambda x, y: torch.maximum(x, y), "aten.maximum"),
+        (lambda x, y: torch.hypot(x, y), "aten.hypot"),
         (lambda x, y: x.exp() + y, "aten.exp"),
         (lambda x, y: x.softmax(1) + y, "aten.softmax"),
     ],

@@ -5,21 +5,32 @@
 - `kind`: the word that composites select it by;
 - `carry`: how relevance goes back, in the words of the reference implementation: "linear" (a
   rule), "pass", "movement" (the adjoint of a copying of elements), "norm" (Epsilon on the
-  operation's own linear map), "winner" (max pooling), "sum", "product", "normalisation",
-  "recurrent";
+  operation's own linear map), "winner" (max pooling), "choice" (the larger of two), "sum",
+  "product", "normalisation", "recurrent";
 - `forward` and `relevance`: the ATen implementation, without autograd.
 
 Relevance has one more leading axis than the value it belongs to: the targets.  That of an operation
 with several values, such as an LSTM's output and last states, is `Parts`.
 """
 
-from relprop.layers import linear, movement, normalise, packed, pointwise, pool, recurrent
+from relprop.layers import (
+    choice,
+    linear,
+    movement,
+    normalise,
+    packed,
+    pointwise,
+    pool,
+    recurrent,
+    resample,
+)
 from relprop.layers.base import Operation, Parts, Step, operation, registered
 
 __all__ = [
     "Operation",
     "Parts",
     "Step",
+    "choice",
     "linear",
     "movement",
     "normalise",
@@ -29,4 +40,5 @@ __all__ = [
     "pool",
     "recurrent",
     "registered",
+    "resample",
 ]

@@ -158,7 +158,8 @@ class Padding(Movement):
     "replication_pad2d", "replication_pad3d", "pixel_shuffle", "pixel_unshuffle",
     "channel_shuffle", "pad", "fliplr", "flipud", "upsample_nearest1d", "upsample_nearest2d",
     "upsample_nearest3d", "rot90", "take_along_dim", "unfold", "_upsample_nearest_exact1d",
-    "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "im2col", "max_unpool2d",
+    "max_unpool3d",
 )  # fmt: skip
 class Copying(Movement):
     """Any other copying of elements: where each came from is found by copying their numbers."""
@@ -175,12 +176,12 @@ def _by_index(
     step: Step, others: Mapping[str, Any], shape: torch.Size, r: Tensor
 ) -> Sequence[Tensor]:
     count = shape.numel()
-    # float64 holds every index exactly, and every operation here takes it
-    numbers = torch.arange(count, dtype=torch.float64, device=r.device).view(shape)
+    # float64 holds every index exactly, and every operation here takes it; 0 is padding
+    numbers = torch.arange(1, count + 1, dtype=torch.float64, device=r.device).view(shape)
     origin = step.node.evaluate({**others, step.inputs[0]: numbers}).long().flatten()
-    result = r.new_zeros(r.shape[0], count)
+    result = r.new_zeros(r.shape[0], count + 1)
     result.index_add_(1, origin, r.reshape(r.shape[0], -1))
-    return (result.view(r.shape[0], *shape),)
+    return (result[:, 1:].reshape(r.shape[0], *shape),)
 
 
 @register("slice_scatter", "select_scatter")

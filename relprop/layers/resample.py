@@ -1,0 +1,49 @@
+"""Linear resampling beyond plain interpolation: with anti-aliasing, at the points of a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.graph import Node
+from relprop.layers.base import Step, quotient, register, wide
+from relprop.layers.pool import LinearPooling, Resampling
+from relprop.rules import Norm
+
+__all__ = ["Antialiased", "GridSampling"]
+
+aten = torch.ops.aten
+
+
+@register("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+class Antialiased(Resampling):
+    """Interpolation that averages over what it leaves out."""
+
+    def nonnegative(self, node: Node, known: Any) -> bool:
+        return bool(known(node.args[0])) and "bicubic" not in node.op
+
+
+@register("grid_sampler")
+class GridSampling(LinearPooling):
+    """grid_sample: linear in the image; the grid must not depend on the input."""
+
+    def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
+        return values[step.inputs[0]], values[step.node.args[1].name], out
+
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+        a, grid, out = saved
+        assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
+        a = wide(a)
+        backward = aten.grid_sampler_3d_backward if a.ndim == 5 else aten.grid_sampler_2d_backward
+        rows = [
+            backward(row, a, wide(grid), *step.node.args[2:], [True, False])[0]
+            for row in quotient(r, out, step.rule.epsilon)
+        ]
+        return (torch.stack(rows).mul_(a),)
+
+    def nonnegative(self, node: Node, known: Any) -> bool:
+        bicubic = 2
+        return bool(known(node.args[0])) and node.args[2] != bicubic

@@ -43,6 +43,7 @@ PROJECT = Project(
     root=ROOT,
     sources=_sources(),
     tests=[
+        "tests/test_recurrent_models.py",
         "tests/test_linear.py",
         "tests/test_operations.py",
         "tests/test_networks_by_hand.py",
@@ -53,8 +54,9 @@ PROJECT = Project(
         "tests/test_targets.py",
         "tests/test_functional.py",
     ],
+    direct=["tests/test_mutants_killed.py"],
     preload=[
-        "torch", "numpy", "safetensors.torch", "torch.export", "torch._dynamo", "torch._inductor",
+        "torch", "numpy", "safetensors.torch", "torch.export", "torch._dynamo",
         "torch.fx.experimental.symbolic_shapes", "torch.func", "hypothesis",
         "PIL.Image", "sympy",
     ],

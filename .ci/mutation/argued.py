@@ -2,4 +2,31 @@
 
 from __future__ import annotations
 
-ARGUED: dict[str, str] = {}
+_SHAPE = "only the number of axes of a folded parameter's shape is read, not its size"
+_MASK = "also asks the library for a gradient that is then dropped: the result is the same"
+
+ARGUED: dict[str, str] = {
+    "relprop/maps.py:Conv.adjoint:flag: False → True": _MASK,
+    "relprop/maps.py:Conv.adjoint:flag: False → True (2)": _MASK,
+    "relprop/rewrite.py:canonical:dropped statement: graph.prune() → pass (3)": (
+        "Plan.make prunes the graph again, to the explained output"
+    ),
+    "relprop/rewrite.py:_is_identity:dropped condition: bool(node.args) and "
+    "isinstance(node.args[0], Ref) → bool(node.args)": (
+        "an identity's first argument is always a value of the graph"
+    ),
+    "relprop/rewrite.py:_from_batch_norm:constant: 0 → 1": _SHAPE,
+    "relprop/rewrite.py:_from_batch_norm:constant: 0 → 1 (2)": _SHAPE,
+    "relprop/inplace.py:rectify:dropped factor: replace(source.options['call'], rectified=True) → "
+    "replace(source.options['call'])": (
+        "tells the backend that the rectified z has no negative sign, which saves a pass over "
+        "memory; where z is 0 the relevance is 0, whatever the stabilizer's sign"
+    ),
+    "relprop/backends/forms.py:Layer:flag: False → True": (
+        "the ATen backend, which alone makes layers, always gives the flag"
+    ),
+    "relprop/gates.py:_written_out:comparison: i < len(node.args) → i <= len(node.args)": (
+        "an addition has two arguments at least"
+    ),
+    "relprop/layers/choice.py:taken:index: 2 → 3": "maximum and minimum have two arguments",
+}

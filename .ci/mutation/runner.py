@@ -42,12 +42,14 @@ class Project:
         root: folder of the sources and of pyproject.toml.
         sources: files to mutate, relative to it, each with the number of mutants wanted.
         tests: test files, relative to it.
+        direct: those among them whose every test meets a mutant before all others.
         preload: modules that children need not import; none of them may import a source.
     """
 
     root: Path
     sources: Mapping[str, int]
     tests: Sequence[str]
+    direct: Sequence[str] = ()
     preload: Sequence[str] = ()
 
 
@@ -274,12 +276,16 @@ def baseline(project: Project, at_once: int, limit: float = 600.0) -> Baseline:
     return found
 
 
-def tests_of(mutant: Mutant, known: Baseline, budget: float) -> list[str]:
+def tests_of(project: Project, mutant: Mutant, known: Baseline, budget: float) -> list[str]:
     """The tests that pass through the mutant's function, as many as fit into some seconds.
 
-    Those of other test functions come before more cases of one.  What is not in a function concerns
-    all tests of the file.
+    The direct ones come first, then one case of each test function, then a second one.  What is
+    not in a function concerns all tests of the file.
     """
+
+    def is_direct(test: str) -> bool:
+        return test.split("::")[0] in project.direct
+
     tests = known.passes.get((mutant.path, mutant.scope), set())
     if not tests:
         own = [k for k in known.passes if k[0] == mutant.path]
@@ -287,13 +293,13 @@ def tests_of(mutant: Mutant, known: Baseline, budget: float) -> list[str]:
         tests = {test for key in inner or own for test in known.passes[key]}
     cases: dict[str, list[str]] = defaultdict(list)
     for test in sorted(tests, key=lambda t: hashlib.sha256(t.encode()).digest()):
-        cases[test.split("[")[0]].append(test)
+        cases[test if is_direct(test) else test.split("[")[0]].append(test)
     turns = max((len(each) for each in cases.values()), default=0)
     picked: list[str] = []
     total = 0.0
     for turn in range(turns):
         row = [each[turn] for each in cases.values() if turn < len(each)]
-        for test in sorted(row, key=known.seconds.__getitem__):
+        for test in sorted(row, key=lambda t: (not is_direct(t), known.seconds[t])):
             if picked and total + known.seconds[test] > budget:
                 continue
             picked.append(test)
@@ -305,7 +311,7 @@ def outcomes(
     project: Project, mutants: Sequence[Mutant], known: Baseline, at_once: int, budget: float
 ) -> Iterator[Outcome]:
     """What becomes of each mutant, in the order in which they end."""
-    plans = [tests_of(mutant, known, budget) for mutant in mutants]
+    plans = [tests_of(project, mutant, known, budget) for mutant in mutants]
     jobs = []
     for mutant, tests in zip(mutants, plans, strict=True):
         expected = sum(known.seconds[test] for test in tests)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from relprop.errors import PlanningError
-from relprop.graph import Node, Ref
+from relprop.graph import Node
 from relprop.rules import Rule
 
 __all__ = [
@@ -137,12 +137,6 @@ def operation(name: str) -> Operation | None:
 def registered() -> dict[str, Operation]:
     """All operations by canonical name."""
     return dict(_OPERATIONS)
-
-
-def tensor_argument(step: Step, position: int, values: Mapping[str, Any]) -> Any:
-    """The value of a positional argument."""
-    argument = step.node.args[position]
-    return values[argument.name] if isinstance(argument, Ref) else argument
 
 
 def argument(node: Node, position: int, name: str, default: Any) -> Any:

@@ -105,13 +105,14 @@ def gate(
     if known.failed:
         print("the tests fail without any fault:", *sorted(known.failed), sep="\n  ")
         return 1
-    print(f"{len(known.seconds)} tests, {time.monotonic() - start:.0f} s; {len(picked)} mutants")
+    timed = f"{time.monotonic() - start:.0f} s"
+    print(f"{len(known.seconds)} tests, {timed}; {len(picked)} mutants", flush=True)
     found = []
     open_ = [m for m in picked if m.name not in argued]
     for outcome in outcomes(project, open_, known, jobs, seconds):
         found.append(outcome)
         if outcome.state != "killed":
-            print(f"{outcome.state}: {outcome.mutant.shown}")
+            print(f"{outcome.state}: {outcome.mutant.shown}", flush=True)
     names = {m.name for mutants in every.values() for m in mutants}
     gone = sorted(set(argued) - names)
     survivors = sorted(o.mutant.name for o in found if o.state == "survived")

@@ -59,9 +59,9 @@ def _sole(graph: Graph, readers: dict[str, list[str]], name: str) -> bool:
 
 def fold_batch_norms(graph: Graph) -> None:
     """Batch norms fold into the linear layer before them, else into the one after."""
+    readers = graph.consumers()
     for node in list(graph.nodes.values()):
         if node.op == "diagonal_map":
-            readers = graph.consumers()
             _fold_before(graph, readers, node) or _fold_after(graph, readers, node)
 
 
@@ -80,7 +80,11 @@ def _fold_before(graph: Graph, readers: dict[str, list[str]], norm: Node) -> boo
     joint = replace(layer, name=norm.name, args=(x, Ref(weight.name), Ref(bias.name)))
     joint = replace(joint, shape=norm.shape, attributes={**joint.attributes, "folded": norm.path})
     _replace(graph, norm.name, [weight, bias, joint], drop=layer.name)
-    graph.rename_values({layer.name: norm.name})
+    _reread(readers, x, layer.name, norm.name)
+    outputs = graph.module_outputs.items()
+    graph.module_outputs = {
+        path: norm.name if name == layer.name else name for path, name in outputs
+    }
     return True
 
 
@@ -102,9 +106,15 @@ def _fold_after(graph: Graph, readers: dict[str, list[str]], norm: Node) -> bool
     joint = replace(layer, args=(norm.args[0], Ref(weight.name), Ref(bias.name)))
     joint = replace(joint, attributes={**joint.attributes, "folded": norm.path})
     _replace(graph, layer.name, [weight, bias, joint], drop=norm.name)
+    _reread(readers, norm.args[0], norm.name, layer.name)
     moved = {path: name for path, name in graph.module_outputs.items() if name != norm.name}
     graph.module_outputs = moved
     return True
+
+
+def _reread(readers: dict[str, list[str]], x: Ref, old: str, new: str) -> None:
+    """`x` is read by the node `new` where it was by `old`."""
+    readers[x.name] = [new if name == old else name for name in readers[x.name]]
 
 
 def _constant(node: Node, what: str, function: Any, args: tuple[Any, ...]) -> Node:

@@ -377,7 +377,8 @@ def _map(relevance: Tensor | None, x: Tensor, seeds: Tensor) -> Tensor:
         dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     if relevance is None:
         return seeds.new_zeros(seeds.shape[0], *x.shape, dtype=dtype)
-    return relevance.to(dtype)
+    relevance = relevance.to(dtype)
+    return relevance.contiguous() if x.is_contiguous() else relevance
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

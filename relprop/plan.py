@@ -17,6 +17,7 @@ from relprop.layers import Operation, Step, operation
 from relprop.layers.base import refuse
 from relprop.layers.pointwise import Unchanged
 from relprop.layers.recurrent import Recurrence
+from relprop.maps import Conv
 from relprop.rules import Joint, LinearRule, Norm, Pass, Product, Rule
 from relprop.tables import table
 
@@ -87,6 +88,12 @@ class Plan:
         """Names of the values that something reads."""
         nodes = self.graph.nodes.values()
         return frozenset(name for node in nodes for name in node.refs) | {self.output}
+
+    @cached_property
+    def convolves(self) -> bool:
+        """Whether a convolution over images that is no transposed one is among the steps."""
+        maps = [step.node.attributes.get("map") for step in self.steps.values()]
+        return any(isinstance(m, Conv) and m.spatial == 2 and not m.transposed for m in maps)
 
     @cached_property
     def releases(self) -> dict[str, list[str]]:

@@ -91,4 +91,8 @@ def divide(
     denominator = stabilized(z, epsilon, sign)
     if isinstance(scale, Tensor) or scale != 1:
         denominator.div_(scale)
+    if out is None and r.shape == (1, *denominator.shape) and r.dtype is denominator.dtype:
+        # over the denominator, which is new: fresh memory costs as much as a pass over it
+        denominator = denominator.unsqueeze(0)
+        return torch.div(r, denominator, out=denominator)
     return torch.div(r, denominator, out=out)

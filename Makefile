@@ -7,12 +7,13 @@ PIP_FLAGS ?=
 PY ?= .venv/bin/python
 STAMP ?= .venv/.installed
 
-.PHONY: help demo test slow lint format bench gpu kernels package clean
+.PHONY: help demo test mutants slow lint format bench gpu kernels package clean
 
 help:
 	@echo "make demo     explain real MNIST and Fashion-MNIST images with every method (out/demo)"
 	@echo "make test     the test suite, without the long tests"
 	@echo "make slow     the long tests: every family of networks"
+	@echo "make mutants  faults put into the sources: each must fail a test"
 	@echo "make lint     formatting, ruff, mypy on an installed copy"
 	@echo "make format   rewrite the sources as 'make lint' wants them"
 	@echo "make bench    the CPU benchmarks"
@@ -39,6 +40,9 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m slow --ignore tests/kernels
+
+mutants: $(STAMP)
+	$(PY) .ci/mutants.py
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .

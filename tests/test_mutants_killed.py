@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.testing import assert_close
 
 import relprop
@@ -188,10 +189,11 @@ def test_relevance_at_a_layer_whose_norm_was_folded() -> None:
         nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
     )
     x = torch.randn(3, 5).double()
-    explainer = relprop.Explainer(model, "lrp_epsilon", layers=["0", "1"])
+    explainer = relprop.Explainer(model, "lrp_epsilon", layers=["0", "1", "3"])
     layers = explainer.explain(x, target=1).layers
     assert_close(layers["0"], layers["1"], rtol=0, atol=0)
     assert layers["0"].abs().max() > 1e-3
+    assert_close(layers["3"], model(x).detach() * torch.tensor([0.0, 1.0]).double())
 
 
 LIKE_ALL: list[rules.LinearRule] = [
@@ -515,6 +517,30 @@ def test_a_recurrent_layer_returns_what_torch_returns() -> None:
     expected = layer(x, state)
     found, _ = _forward(layer, x, state)
     assert_close(found, (expected[0], *expected[1]), rtol=1e-10, atol=1e-12)
+
+
+class Cells(nn.Module):
+    """The last cells of an LSTM, on packed data or not."""
+
+    def __init__(self, packed: bool) -> None:
+        super().__init__()
+        self.layer, self.packed = nn.LSTM(3, 4), packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed:
+            return self.layer(pack_padded_sequence(x, torch.full((2,), 5)))[1][1][0]
+        return self.layer(x)[1][1][0]
+
+
+def test_cells_of_packed_sequences_are_cells() -> None:
+    x, start, found = torch.randn(5, 2, 3).double(), torch.randn(2, 4).double(), []
+    plain = Cells(False).double()
+    for packed in (False, True):
+        model = Cells(packed).double()
+        model.load_state_dict(plain.state_dict())
+        found.append(passed(recorded(model, x), model, x, start)[1])
+    assert_close(found[1], found[0], rtol=1e-12, atol=1e-14)
+    assert found[0].abs().max() > 1e-3
 
 
 def _forward(layer: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> Any:

@@ -29,4 +29,15 @@ ARGUED: dict[str, str] = {
         "an addition has two arguments at least"
     ),
     "relprop/layers/choice.py:taken:index: 2 → 3": "maximum and minimum have two arguments",
+    "relprop/gates.py:_is_statistic:dropped term: _SCALAR_STEPS | _MOVED → _SCALAR_STEPS": (
+        "_computed_from has already said yes to gates that are moved"
+    ),
+    "relprop/fold.py:_fold_after:dropped statement: "
+    "_reread(readers, norm.args[0], norm.name, layer.name) → pass": (
+        "readers are looked up by name for norms alone, and those before this one are done; "
+        "their number, which later folds ask for, is the same"
+    ),
+    "relprop/layers/packed.py:_Moved.origin:sign: -1 → 1": (
+        "the numbers are flattened before use, so that a unit axis may stay"
+    ),
 }

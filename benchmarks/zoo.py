@@ -31,8 +31,8 @@ class Family:
         keyword: the name under which the forward takes its input; None for the first position.
         output: which of several outputs to explain, see `relprop.Explainer`.
         target: the entry explained: a class, or a class and a place.
-        rectified: its only activations are ReLU, and every sum is of values that are not negative
-            or goes into a ReLU, so that the z-plus rule loses nothing.
+        rectified: its only activations are ReLU, and its layers are so wide that none between
+            two of them is without a positive contribution: the z-plus rule loses nothing.
     """
 
     name: str
@@ -123,6 +123,12 @@ def _vgg(name: str) -> Callable[[], nn.Module]:
     return build
 
 
+def _s3d() -> nn.Module:
+    model: Any = _torchvision("s3d", "video")()
+    model.avgpool = nn.AvgPool3d(2, 1)  # its own takes 224 x 224
+    return model
+
+
 def _transformers(name: str, **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         declare_torchvision_operators()
@@ -204,9 +210,9 @@ FAMILIES: dict[str, Family] = {
         Family("mobilenet_v2", _torchvision("mobilenet_v2")),
         Family("mobilenet_v3_small", _torchvision("mobilenet_v3_small")),
         Family("mobilenet_v3_large", _torchvision("mobilenet_v3_large")),
-        Family("shufflenet_v2_x1_0", _torchvision("shufflenet_v2_x1_0"), rectified=True),
+        Family("shufflenet_v2_x1_0", _torchvision("shufflenet_v2_x1_0")),
         Family("regnet_x_400mf", _torchvision("regnet_x_400mf"), rectified=True),
-        Family("regnet_y_400mf", _torchvision("regnet_y_400mf"), rectified=True),
+        Family("regnet_y_400mf", _torchvision("regnet_y_400mf")),
         Family("mnasnet1_0", _torchvision("mnasnet1_0")),
         Family("squeezenet1_1", _torchvision("squeezenet1_1"), rectified=True),
         Family("convnext_tiny", _torchvision("convnext_tiny")),
@@ -223,14 +229,13 @@ FAMILIES: dict[str, Family] = {
         Family("mc3_18", _torchvision("mc3_18", "video"), (3, 4, 32, 32), rectified=True),
         Family("r2plus1d_18", _torchvision("r2plus1d_18", "video"), (3, 4, 32, 32),
                rectified=True),
-        Family("s3d", _torchvision("s3d", "video"), (3, 14, 224, 224), rectified=True),
+        Family("s3d", _s3d, (3, 14, 64, 64), rectified=True),
         Family("unet", UNet, (3, 32, 32), target=(3, 10, 12), rectified=True),
         Family("cnn 1-d", lambda: _cnn(1), (2, 37), rectified=True),
         Family("cnn 3-d", lambda: _cnn(3), (2, 13, 12, 11), rectified=True),
-        Family("transformers ResNet", _transformers("ResNet", **_SMALL), keyword="pixel_values",
-               rectified=True),
+        Family("transformers ResNet", _transformers("ResNet", **_SMALL), keyword="pixel_values"),
         Family("transformers RegNet", _transformers("RegNet", groups_width=16, layer_type="y",
-               **_SMALL), keyword="pixel_values", rectified=True),
+               **_SMALL), keyword="pixel_values"),
         Family("transformers ConvNext", _transformers("ConvNext", hidden_sizes=[8, 16, 24, 32],
                depths=[1, 2, 1, 1], drop_path_rate=0.1), keyword="pixel_values"),
         Family("transformers ConvNextV2", _transformers("ConvNextV2",

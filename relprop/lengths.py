@@ -20,6 +20,7 @@ from relprop.timeaxis import time_axes
 
 __all__ = ["explain_by_length"]
 
+
 def explain_by_length(
     model: nn.Module, call: Call, target: Any, start: Any, lengths: Any, explain: Explain
 ) -> Explanation:

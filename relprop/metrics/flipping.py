@@ -31,7 +31,7 @@ def patch_order(relevance: Tensor, patch: int = 4) -> Tensor:
     rows, columns = _patches("patch_order", relevance, patch)
     pixels = relevance.sum(1, dtype=torch.float64)
     sums = pixels.unflatten(2, (columns, patch)).unflatten(1, (rows, patch)).sum((2, 4))
-    return sums.flatten(1).argsort(1, descending=True, stable=True)
+    return sums.flatten(1).argsort(dim=1, descending=True, stable=True)
 
 
 def random_order(count: int, patches: int, seed: int = 0) -> Tensor:

@@ -15,22 +15,40 @@ from torch import Tensor
 from relprop.data import hub
 from relprop.data.idx import read_idx
 from relprop.data.mirrors import cache_folder, download, fetch_split
+from relprop.data.sequences import Sequences, strips
 from relprop.data.sets import SETS, DataSet, files_of, lookup
 from relprop.data.shipped import read_sample
-from relprop.errors import FileFormatError
+from relprop.data.tasks import (
+    SEEDS,
+    TASKS,
+    Task,
+    data_set_of,
+    majority_task,
+    single_task,
+    split_indices,
+)
+from relprop.errors import FileFormatError, InputError
 
 __all__ = [
+    "TASKS",
+    "Sequences",
+    "Task",
     "cache_folder",
     "class_names",
     "download",
     "fashion_mnist",
     "load",
+    "majority",
+    "majority_task",
     "mnist",
     "names",
     "pixels",
     "read_idx",
     "sample",
     "sample_indices",
+    "single_task",
+    "strips",
+    "task",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -106,6 +124,47 @@ def sample(name: str) -> tuple[Tensor, Tensor]:
 def sample_indices(name: str) -> Tensor:
     """Where in the official test set the images of `sample` stand: int64 `[200]`."""
     return read_sample(name)[2]
+
+
+def majority(
+    name: str, split: str = "test", root: PathLike | None = None, *, download: bool = True
+) -> Task:
+    """The majority task `mnist_maj` or `fashion_mnist_maj`; see `task`."""
+    if name not in TASKS or name == data_set_of(name):
+        majorities = [known for known in TASKS if known != data_set_of(known)]
+        raise InputError(
+            f"relprop.data: no majority task {name!r}; there are {', '.join(majorities)}."
+        )
+    return task(name, split, root, download=download)
+
+
+def task(
+    name: str, split: str = "test", root: PathLike | None = None, *, download: bool = True
+) -> Task:
+    """A task's split: samples (image `[1, 28, 28]` or `[1, 28, 84]`, label, mask of its blocks).
+
+    Args:
+        name: one of `TASKS`.
+        split: "train" (48,000 of the official training images), "validation" (the other 12,000),
+            "test" (the official 10,000), or "sample" (of the 200 shipped images, always there).
+        root, download: see `load`.
+
+    Raises: InputError for an unknown name or split; what `load` raises.
+    """
+    source = data_set_of(name)
+    if split not in SEEDS:
+        raise InputError(f"relprop.data: split is {split!r}; expected one of {', '.join(SEEDS)}.")
+    if split == "sample":
+        images, labels = sample(source)
+    else:
+        files = "test" if split == "test" else "train"
+        images, labels = load(source, files, root, download=download)
+        if files == "train":
+            own = split_indices(len(labels), split)
+            images, labels = images[own], labels[own]
+    if name == source:
+        return single_task(images, labels)
+    return majority_task(images, labels, SEEDS[split])
 
 
 def _idx_files(dataset: DataSet, split: str, root: PathLike | None) -> tuple[Path, Path] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from relprop.errors import FileFormatError, InputError
 from relprop.models.networks import FashionMNISTConvNet, MNISTConvNet
 
-__all__ = ["Shipped", "describe", "load", "names", "shipped"]
+__all__ = ["Shipped", "describe", "load", "names", "read_facts", "read_weights", "shipped"]
 
 FOLDER = Path(__file__).parent / "weights"
 
@@ -54,25 +55,36 @@ def load(name: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
     tensors that are not this network's.
     """
     model = shipped(name).network()
-    path = _path(name, weights)
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-            _check_shapes(path, found, model.state_dict())
-            state = {key: file.get_tensor(key) for key in found}
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-    for key, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise FileFormatError(f"relprop.models.load: {path}: {key!r} holds NaN or Inf.")
-    model.load_state_dict(state)
+    model.load_state_dict(read_weights(_path(name, weights), model.state_dict()))
     return model.eval()
 
 
 def describe(name: str, weights: str | os.PathLike[str] | None = None) -> dict[str, object]:
     """How a network was trained: test accuracy (0 to 1), seed, epochs, versions."""
     shipped(name)
-    path = _path(name, weights)
+    return read_facts(_path(name, weights))
+
+
+def read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, if they have the names and shapes of `expected`.
+
+    Raises: FileFormatError for a missing or damaged file, other tensors, or NaN or Inf in them.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            _check_shapes(path, found, expected)
+            state = {key: file.get_tensor(key) for key in found}
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise FileFormatError(f"relprop.models.load: {path}: {key!r} holds NaN or Inf.")
+    return state
+
+
+def read_facts(path: Path) -> dict[str, object]:
+    """What a safetensors file's metadata entry "training" states; errors as of `read_weights`."""
     try:
         with safe_open(path, framework="pt") as file:
             facts: dict[str, object] = dict(json.loads((file.metadata() or {})["training"]))
@@ -88,11 +100,13 @@ def _path(name: str, weights: str | os.PathLike[str] | None) -> Path:
 def _unreadable(path: Path, error: Exception) -> FileFormatError:
     return FileFormatError(
         f"relprop.models: cannot read {path}: {error}. Expected a safetensors file written by "
-        f"`python -m relprop.models.train`."
+        f"`python -m relprop.models.train` or `relprop train`."
     )
 
 
-def _check_shapes(path: Path, found: dict[str, tuple[int, ...]], state: dict[str, Tensor]) -> None:
+def _check_shapes(
+    path: Path, found: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]
+) -> None:
     expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
     wrong = [
         f"{key}: {found.get(key, 'missing')}, expected {expected.get(key, 'no such tensor')}"

@@ -1,0 +1,24 @@
+"""The architectures of the recurrent-explanation study, trained, and how each is explained.
+
+Sizes and equations: P. Chormai, "Designing Recurrent Neural Networks for Explainability", TU Berlin
+2018.  All are ordinary modules of images `[batch, 1, 28, steps * width]` in [-1, 1] to 10 logits.
+"""
+
+from __future__ import annotations
+
+from relprop.models.study.explained import Kind, composite, method
+from relprop.models.study.registry import ARCHITECTURES, TITLES, build, steps_and_width
+from relprop.models.study.shipped import describe, load, pairs
+
+__all__ = [
+    "ARCHITECTURES",
+    "TITLES",
+    "Kind",
+    "build",
+    "composite",
+    "describe",
+    "load",
+    "method",
+    "pairs",
+    "steps_and_width",
+]

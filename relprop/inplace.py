@@ -1,5 +1,7 @@
 """Which ReLUs may write over the tensor they read, although its layer kept it for its denominator.
 
+A linear layer does so itself (`LinearCall.rectified`), and its ReLU has nothing left to do.
+
 Where a ReLU's output is 0, all rules that multiply by their input give it relevance 0, and then
 the quotient R / st(z) below is 0 whatever z was.  So z may be replaced by max(z, 0): one tensor
 and one pass over memory less per layer, and a denominator whose sign is known.
@@ -29,7 +31,8 @@ _KEEP_ZERO = {
 
 
 def rectify(graph: Graph, steps: Mapping[str, Step], output: str) -> dict[str, Step]:
-    """The steps, with `inplace` set where a ReLU may overwrite its input."""
+    """The steps, with `inplace` set where a ReLU may overwrite its input, `rectified` where the
+    layer below has done its work."""
     readers = graph.consumers()
     vanishing = _vanishing(graph, steps, output, readers)
     changed = dict(steps)
@@ -42,9 +45,12 @@ def rectify(graph: Graph, steps: Mapping[str, Step], output: str) -> dict[str, S
         if isinstance(source.operation, LinearLayer) and "call" in source.options:
             call = replace(source.options["call"], rectified=True)
             changed[source.name] = replace(source, options={**source.options, "call": call})
-        elif not isinstance(source.operation, Sum):
+            options = {**step.options, "rectified": True}
+        elif isinstance(source.operation, Sum):
+            options = {**step.options, "inplace": True}
+        else:
             continue
-        changed[name] = replace(step, options={**step.options, "inplace": True})
+        changed[name] = replace(step, options=options)
     return changed
 
 

@@ -35,7 +35,7 @@ class LinearCall:
         precision: of the products: "highest" (float32, or float64 for float64 operands), "high"
             (TF32 on CUDA), "medium" (bfloat16 operands).
         path: the layer's name, for messages.
-        rectified: the engine replaces z by max(z, 0) in place after `forward`, and no relevance
+        rectified: `forward` returns max(z, 0), in whose place z has no other use, and no relevance
             arrives where that is 0.
     """
 
@@ -68,7 +68,7 @@ class Backend(Protocol):
         b: Tensor | None,
         cache: dict[Any, Any] | None = None,
     ) -> tuple[Tensor, Any]:
-        """The layer's output z, bias included, and what `relevance` needs.
+        """The layer's output and what `relevance` needs.
 
         Args:
             call: the layer.
@@ -79,7 +79,8 @@ class Backend(Protocol):
                 the input; it must not outlive a change of the weights.
 
         Returns:
-            z in float32, or in float64 if an operand is float64.
+            z, bias included, or max(z, 0) if `call.rectified`; in float32, or in float64 if an
+            operand is float64.
         """
         ...
 

@@ -45,7 +45,7 @@ class AtenBackend:
     ) -> tuple[Tensor, Any]:
         """See `relprop.backends.Backend.forward`."""
         dtype = torch.promote_types(torch.promote_types(a.dtype, w.dtype), torch.float32)
-        cache = {} if cache is None else cache
+        kept, cache = cache is not None, {} if cache is None else cache
         precision = effective_precision(call.precision, a.device)
         layer = Layer(
             rule=call.rule,
@@ -56,9 +56,11 @@ class AtenBackend:
             rectified=call.rectified,
             cache=cache,
         )
-        form = form_of(call.rule)
+        form = form_of(layer)
         with torch.no_grad(), float32_products(precision, a.device):
             z, tensors = form.forward(layer, a.detach())
+        if not kept:  # weights made anew cost little; of all layers at once they fill the memory
+            cache.clear()
         return z, _Saved(form, layer, tensors)
 
     def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from relprop.backends.pointwise import divide, new_like, one_where_zero
+from relprop.backends.pointwise import divide, new_like, one_where_zero, quotient
 from relprop.backends.products import ABSOLUTE, Products, modified
 from relprop.maps import Conv
 from relprop.reference import modify
@@ -71,8 +71,19 @@ class Layer(Generic[R]):
         return self.b if self.rule.zero_params is None else None
 
     def plus_bias(self, c: Tensor) -> Tensor:
-        """A contraction plus the bias: `c` itself if there is none."""
-        return c if self.b is None else c + self.products.map.align(self.b)
+        """A contraction plus the bias: `c` itself if there is none; rectified if so asked."""
+        z = c if self.b is None else c + self.products.map.align(self.b)
+        return z.relu_() if self.rectified else z
+
+    def output(self, a: Tensor) -> Tensor:
+        """W a + b; rectified if so asked."""
+        return self.products.contraction(a, IDENTITY, self.b, rectify=self.rectified)
+
+    def biases(self, epsilon: float) -> tuple[Tensor, Tensor]:
+        """b+ plus the stabilizer and b- minus it."""
+        b = self.kept_bias
+        b = self.products.w.new_zeros(self.products.features) if b is None else b
+        return b.clamp(min=0).add_(epsilon), b.clamp(max=0).sub_(epsilon)
 
 
 class Form(Protocol[R]):
@@ -91,30 +102,32 @@ class EpsilonForm:
     """The denominator is the output itself, or the output without its bias."""
 
     def forward(self, layer: Layer[Epsilon], a: Tensor) -> tuple[Tensor, Tensors]:
-        c = layer.products.contraction(a, IDENTITY, layer.kept_bias)
-        z = c if layer.rule.zero_params is None else layer.plus_bias(c)
-        return z, (a, c)
+        if layer.rule.zero_params is None:
+            z = layer.output(a)
+            return z, (a, z)
+        c = layer.products.contraction(a, IDENTITY)
+        return layer.plus_bias(c), (a, c)
 
     def relevance(self, layer: Layer[Epsilon], saved: Tensors, r: Tensor) -> Tensor:
         a, c = saved
         rectified = layer.rectified and layer.rule.zero_params is None
         s = divide(r, c, layer.rule.epsilon, sign=1 if rectified else 0)
-        return layer.products.adjoint(s, IDENTITY, layer.shape).mul_(a)
+        return layer.products.adjoint(s, IDENTITY, layer.shape, times=a)
 
 
 class ZPlusForm:
     """One group of positive summands, formed when relevance comes, so that only `a` is kept."""
 
     def forward(self, layer: Layer[LinearRule], a: Tensor) -> tuple[Tensor, Tensors]:
-        return layer.products.contraction(a, IDENTITY, layer.b), (a,)
+        return layer.output(a), (a,)
 
     def relevance(self, layer: Layer[LinearRule], saved: Tensors, r: Tensor) -> Tensor:
         (a,) = saved
         products, b = layer.products, layer.kept_bias
+        if layer.nonnegative and layer.rule.epsilon:
+            stable = products.contraction(a, POSITIVE, layer.biases(layer.rule.epsilon)[0])
+            return products.adjoint(quotient(r, stable), POSITIVE, layer.shape, times=a)
         b = None if b is None else b.clamp(min=0)
-        if layer.nonnegative:
-            s = divide(r, products.contraction(a, POSITIVE, b), layer.rule.epsilon, sign=1)
-            return products.adjoint(s, POSITIVE, layer.shape).mul_(a)
         z = products.contraction(a.clamp(min=0), POSITIVE, b)
         z.add_(products.contraction(a.clamp(max=0), NEGATIVE))
         s = divide(r, z, layer.rule.epsilon, sign=1)
@@ -135,14 +148,13 @@ class AlphaBetaForm:
             positive, opposing = layer.products.pair(a.clamp(min=0))
             negative, agreeing = layer.products.pair(a.clamp(max=0))
             positive, negative = positive.add_(agreeing), negative.add_(opposing)
-        if layer.b is None:
-            return positive + negative, (a, positive, negative)
-        if layer.rule.zero_params is not None:
+        if layer.b is None or layer.rule.zero_params is not None:
             return layer.plus_bias(positive + negative), (a, positive, negative)
         b = layer.products.map.align(layer.b)
         positive.add_(b.clamp(min=0))
         negative.add_(b.clamp(max=0))
-        return positive + negative, (a, positive, negative)
+        z = positive + negative
+        return z.relu_() if layer.rectified else z, (a, positive, negative)
 
     def relevance(self, layer: Layer[AlphaBeta], saved: Tensors, r: Tensor) -> Tensor:
         a, positive, negative = saved
@@ -153,10 +165,34 @@ class AlphaBetaForm:
         pair = products.pair_like(r)
         divide(r, positive, rule.epsilon, sign=1, scale=scales[0], out=pair.first)
         divide(r, negative, rule.epsilon, sign=-1, scale=scales[1], out=pair.second)
-        above = products.pair_adjoint(pair, layer.shape)
         if layer.nonnegative:
-            return above.mul_(a)
+            return products.pair_adjoint(pair, layer.shape, times=a)
+        above = products.pair_adjoint(pair, layer.shape)
         return _by_sign(a, above, products.pair_adjoint(pair, layer.shape, swapped=True))
+
+
+class RectifiedAlphaBetaForm:
+    """Between ReLUs: of the two groups only the negative one is kept, st(z-).
+
+    Relevance arrives only where z = z+ + z- > 0, and there st(z+) = z - st(z-) adds numbers of one
+    sign, so nothing cancels.  The stabilizer rides on the biases, alpha and beta on the weights.
+    """
+
+    def forward(self, layer: Layer[AlphaBeta], a: Tensor) -> tuple[Tensor, Tensors]:
+        above, below = layer.biases(layer.rule.epsilon)
+        negative = layer.products.contraction(a, NEGATIVE, below)
+        z = layer.products.contraction(a, POSITIVE, above, add=negative, rectify=True)
+        return z, (a, z, negative)
+
+    def relevance(self, layer: Layer[AlphaBeta], saved: Tensors, r: Tensor) -> Tensor:
+        a, z, negative = saved
+        pair = layer.products.pair_like(r)
+        z, negative = z.unsqueeze(0), negative.unsqueeze(0)
+        positive = torch.sub(z, negative, out=pair.first if len(r) == 1 else None)
+        torch.div(r, positive, out=pair.first)
+        torch.div(r, negative, out=pair.second)
+        scales = (layer.rule.alpha, -layer.rule.beta)
+        return layer.products.pair_adjoint(pair, layer.shape, scales=scales, times=a)
 
 
 class GammaForm:
@@ -169,8 +205,11 @@ class GammaForm:
     """
 
     def forward(self, layer: Layer[Gamma], a: Tensor) -> tuple[Tensor, Tensors]:
-        c = layer.products.contraction(a, IDENTITY, layer.kept_bias)
-        z = c if layer.rule.zero_params is None else layer.plus_bias(c)
+        if layer.rule.zero_params is None:
+            z = layer.output(a)
+            return z, (a, z, z)
+        c = layer.products.contraction(a, IDENTITY)
+        z = layer.plus_bias(c)
         return z, (a, c, z)
 
     def relevance(self, layer: Layer[Gamma], saved: Tensors, r: Tensor) -> Tensor:
@@ -227,7 +266,7 @@ class WSquareForm:
     """The denominator depends on the weights and, because of padding, on the position alone."""
 
     def forward(self, layer: Layer[WSquare], a: Tensor) -> tuple[Tensor, Tensors]:
-        return layer.products.contraction(a, IDENTITY, layer.b), ()
+        return layer.output(a), ()
 
     def relevance(self, layer: Layer[WSquare], saved: Tensors, r: Tensor) -> Tensor:
         s = divide(r, self._denominator(layer), layer.rule.epsilon, sign=1)
@@ -251,7 +290,7 @@ class FlatForm:
     """
 
     def forward(self, layer: Layer[Flat], a: Tensor) -> tuple[Tensor, Tensors]:
-        return layer.products.contraction(a, IDENTITY, layer.b), ()
+        return layer.output(a), ()
 
     def relevance(self, layer: Layer[Flat], saved: Tensors, r: Tensor) -> Tensor:
         shape, linear_map = layer.shape, layer.products.map
@@ -285,7 +324,7 @@ class GeneralForm:
     """Any rule, group by group; adjoints that meet the same modified input are added first."""
 
     def forward(self, layer: Layer[LinearRule], a: Tensor) -> tuple[Tensor, Tensors]:
-        z = layer.products.contraction(a, IDENTITY, layer.b)
+        z = layer.output(a)
         return z, (a, z)
 
     def relevance(self, layer: Layer[LinearRule], saved: Tensors, r: Tensor) -> Tensor:
@@ -347,8 +386,13 @@ _FORMS: dict[type[LinearRule], Form[Any]] = {
 }
 
 
-def form_of(rule: LinearRule) -> Form[Any]:
-    """The form that evaluates a rule."""
-    if isinstance(rule, AlphaBeta) and rule.beta == 0:
-        return _FORMS[ZPlus]
+def form_of(layer: Layer[Any]) -> Form[Any]:
+    """The form that evaluates a layer's rule."""
+    rule = layer.rule
+    if isinstance(rule, AlphaBeta):
+        if rule.beta == 0:
+            return _FORMS[ZPlus]
+        plain = rule.epsilon > 0 and not rule.conserve and rule.zero_params is None
+        if plain and layer.nonnegative and layer.rectified:
+            return RectifiedAlphaBetaForm()
     return _FORMS.get(type(rule), GeneralForm())

@@ -41,7 +41,8 @@ class ReferenceBackend:
         dtype = torch.promote_types(torch.promote_types(a.dtype, w.dtype), torch.float32)
         a, w, b = a.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
         z = call.map.contraction(a, w)
-        return z if b is None else z + call.map.align(b), _Saved(a, w, b)
+        z = z if b is None else z + call.map.align(b)
+        return z.relu() if call.rectified else z, _Saved(a, w, b)
 
     def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:
         """See `relprop.backends.Backend.relevance`."""

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["CHANNELS_LAST", "divide", "new_like", "nonzero", "one_where_zero", "stabilized"]
+__all__ = [
+    "CHANNELS_LAST",
+    "divide",
+    "new_like",
+    "nonzero",
+    "one_where_zero",
+    "quotient",
+    "stabilized",
+]
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """Memory formats with the features innermost, by number of axes."""
@@ -91,8 +99,19 @@ def divide(
     denominator = stabilized(z, epsilon, sign)
     if isinstance(scale, Tensor) or scale != 1:
         denominator.div_(scale)
-    if out is None and r.shape == (1, *denominator.shape) and r.dtype is denominator.dtype:
-        # over the denominator, which is new: fresh memory costs as much as a pass over it
-        denominator = denominator.unsqueeze(0)
-        return torch.div(r, denominator, out=denominator)
-    return torch.div(r, denominator, out=out)
+    return quotient(r, denominator) if out is None else torch.div(r, denominator, out=out)
+
+
+def quotient(r: Tensor, denominator: Tensor) -> Tensor:
+    """R / denominator, where possible over the denominator.
+
+    Fresh memory costs as much as a pass over it.
+
+    Args:
+        r: `[K, *denominator.shape]`.
+        denominator: nowhere 0; lost afterwards.
+    """
+    if r.shape != (1, *denominator.shape) or r.dtype is not denominator.dtype:
+        return r / denominator
+    denominator = denominator.unsqueeze(0)
+    return torch.div(r, denominator, out=denominator)

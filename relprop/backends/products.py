@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from relprop.backends.onednn import fused_adjoint, fused_contraction, turned, turns
 from relprop.backends.pointwise import new_like
 from relprop.maps import Conv, LinearMap
 from relprop.rules import IDENTITY, NEGATIVE, POSITIVE, Modifier
@@ -16,8 +18,14 @@ from relprop.rules import IDENTITY, NEGATIVE, POSITIVE, Modifier
 __all__ = ["ABSOLUTE", "Products", "effective_precision", "float32_products", "modified"]
 
 ABSOLUTE = Modifier("absolute")
-_STACKED = Modifier("stacked")
-_SWAPPED = Modifier("swapped")
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Two parts of a weight side by side, as a weight of twice the outputs, each part scaled."""
+
+    parts: tuple[Modifier, Modifier]
+    scales: tuple[float, float] = (1.0, 1.0)
 
 
 def modified(modifier: Modifier, u: Tensor) -> Tensor:
@@ -72,60 +80,106 @@ class Products:
         narrow = precision == "medium" and w.dtype is not torch.float64
         self.dtype = torch.bfloat16 if narrow else w.dtype
 
-    def weight(self, part: Modifier) -> Tensor:
-        """A part of the weight, as an operand."""
-        if part == IDENTITY and self.dtype is self.w.dtype:
-            return self.w
-        key = ("weight", part, self.dtype)
-        if key not in self.cache:
-            self.cache[key] = self._part(part).to(self.dtype)
-        weight: Tensor = self.cache[key]
-        return weight
+    @property
+    def features(self) -> int:
+        """Number of output features."""
+        if isinstance(self.map, Conv) and self.map.transposed:
+            return self.w.shape[1] * self.map.groups
+        return self.w.shape[0]
 
-    def _part(self, part: Modifier) -> Tensor:
-        if part not in (_STACKED, _SWAPPED):
+    def weight(self, part: Modifier | _Stack, backwards: bool = False) -> Tensor:
+        """A part of the weight, as an operand; `backwards` as `relprop.backends.onednn.turned`."""
+        if part == IDENTITY and self.dtype is self.w.dtype and not backwards:
+            return self.w
+        key = ("weight", part, self.dtype, backwards)
+        if key not in self.cache:
+            weight = self._part(part).to(self.dtype)
+            if backwards:
+                assert isinstance(self.map, Conv)
+                weight = turned(self.map, weight)
+            self.cache[key] = weight
+        found: Tensor = self.cache[key]
+        return found
+
+    def _part(self, part: Modifier | _Stack) -> Tensor:
+        if isinstance(part, Modifier):
             return modified(part, self.w)
         axis = 1 if isinstance(self.map, Conv) and self.map.transposed else 0
-        halves = [self.w.clamp(min=0), self.w.clamp(max=0)]
-        return torch.cat(halves if part == _STACKED else halves[::-1], axis)
+        halves = [
+            modified(half, self.w) if scale == 1 else modified(half, self.w).mul_(scale)
+            for half, scale in zip(part.parts, part.scales, strict=True)
+        ]
+        return torch.cat(halves, axis)
 
     @property
     def _stacks(self) -> bool:
         """Whether W+ and W- make one weight of twice the outputs; groups would interleave them."""
         return not isinstance(self.map, Conv) or self.map.groups == 1
 
-    def contraction(self, a: Tensor, part: Modifier, b: Tensor | None = None) -> Tensor:
-        """A part of W times a, plus a bias over output features; a new tensor."""
+    def contraction(
+        self,
+        a: Tensor,
+        part: Modifier | _Stack,
+        b: Tensor | None = None,
+        add: Tensor | None = None,
+        rectify: bool = False,
+    ) -> Tensor:
+        """A part of W times a, plus a bias over output features and `add`; a new tensor.
+
+        With `rectify` the larger of that and 0.
+        """
         a, weight = a.to(self.dtype), self.weight(part)
-        if self.dtype is self.w.dtype:
-            return self.map.contraction(a, weight, b)
-        z = self.map.contraction(a, weight).to(self.w.dtype)
-        return z if b is None else z.add_(self.map.align(b))
+        exact = self.dtype is self.w.dtype
+        if exact and isinstance(self.map, Conv):
+            fused = fused_contraction(self.map, a, weight, b, add, rectify)
+            if fused is not None:
+                return fused
+        z = self.map.contraction(a, weight, b if exact else None).to(self.w.dtype)
+        if b is not None and not exact:
+            z.add_(self.map.align(b))
+        if add is not None:
+            z.add_(add)
+        return z.relu_() if rectify else z
 
     def pair(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """W+ a and W- a; new tensors."""
         if not self._stacks:
             return self.contraction(a, POSITIVE), self.contraction(a, NEGATIVE)
-        positive, negative = self.contraction(a, _STACKED).chunk(2, self.map.feature_axis)
+        both = self.contraction(a, _Stack((POSITIVE, NEGATIVE)))
+        positive, negative = both.chunk(2, self.map.feature_axis)
         return positive, negative
 
-    def adjoint(self, s: Tensor, part: Modifier, shape: torch.Size) -> Tensor:
+    def adjoint(
+        self,
+        s: Tensor,
+        part: Modifier | _Stack,
+        shape: torch.Size,
+        times: Tensor | None = None,
+    ) -> Tensor:
         """A part of W, transposed, times s; a new tensor.
 
         Args:
             s: `[K, *output shape]`.
             part: which part of the weight.
             shape: of the layer's input.
+            times: what to multiply the result by, of that shape; 1 if None.
 
         Returns:
             `[K, *shape]`.
         """
-        s, weight = s.to(self.dtype), self.weight(part)
+        s = s.to(self.dtype)
         if not isinstance(self.map, Conv):
-            return self.map.adjoint(s, weight, shape).to(self.w.dtype)
+            result = self.map.adjoint(s, self.weight(part), shape).to(self.w.dtype)
+            return result if times is None else result.mul_(times)
         rows = torch.Size((s.shape[0] * s.shape[1], *shape[1:]))
-        result = self.map.adjoint(s.flatten(0, 1), weight, rows).to(self.w.dtype)
-        return result.unflatten(0, s.shape[:2])
+        flat = s.flatten(0, 1)
+        backwards = None if times is None else turns(self.map, flat, self.w.shape[2:], times)
+        if times is not None and backwards is not None:
+            fused = fused_adjoint(backwards, flat, self.weight(part, True), times)
+            return fused.unflatten(0, s.shape[:2])
+        result = self.map.adjoint(flat, self.weight(part), rows).to(self.w.dtype)
+        result = result.unflatten(0, s.shape[:2])
+        return result if times is None else result.mul_(times)
 
     def pair_like(self, r: Tensor) -> Pair:
         """Room for two quotients, side by side where W+ and W- are."""
@@ -137,13 +191,24 @@ class Products:
         first, second = both.chunk(2, self.map.feature_axis)
         return Pair(first, second, both)
 
-    def pair_adjoint(self, pair: Pair, shape: torch.Size, swapped: bool = False) -> Tensor:
-        """W+, transposed, times the first plus W-, transposed, times the second; or swapped."""
-        if pair.both is not None:
-            return self.adjoint(pair.both, _SWAPPED if swapped else _STACKED, shape)
+    def pair_adjoint(
+        self,
+        pair: Pair,
+        shape: torch.Size,
+        swapped: bool = False,
+        scales: tuple[float, float] = (1.0, 1.0),
+        times: Tensor | None = None,
+    ) -> Tensor:
+        """W+, transposed, times the first plus W-, transposed, times the second.
+
+        With `swapped` W- and W+; each product scaled, their sum multiplied by `times`.
+        """
         signs = (NEGATIVE, POSITIVE) if swapped else (POSITIVE, NEGATIVE)
-        result = self.adjoint(pair.first, signs[0], shape)
-        return result.add_(self.adjoint(pair.second, signs[1], shape))
+        if pair.both is not None:
+            return self.adjoint(pair.both, _Stack(signs, scales), shape, times)
+        result = self.adjoint(pair.first, signs[0], shape).mul_(scales[0])
+        result.add_(self.adjoint(pair.second, signs[1], shape), alpha=scales[1])
+        return result if times is None else result.mul_(times)
 
 
 def effective_precision(precision: str, device: torch.device) -> str:

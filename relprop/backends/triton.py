@@ -109,6 +109,7 @@ class TritonBackend:
             cache[fixed] = saved.z
         assert saved.y is not None
         y = saved.y.squeeze(-1) if len(shape) < a.ndim else saved.y
+        y = y.relu_() if call.rectified else y
         return y, Saved(linear_map, shape, None if flat else saved, a, w)
 
     def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ class NonNegativeActivation(Activation):
     """An activation whose values are never negative."""
 
     def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+        if step.options.get("rectified"):
+            return values[step.inputs[0]], None
         if step.options.get("inplace"):
             return values[step.inputs[0]].relu_(), None
         return super().forward(step, values, engine)

@@ -121,7 +121,8 @@ class Explainer:
         Args:
             inputs: the model's positional arguments.
             target: an int; one a sample; `[batch, K]` for K of each sample; a tuple or list of
-                tuples for outputs of several dimensions; None where there is one value a sample.
+                tuples for outputs of several dimensions; None where there is one value a sample;
+                or a function from the output to one of these, as for the predicted class.
             start: overrides the explainer's; also a tensor shaped like the output, without target.
             kwargs: the model's keyword arguments.
             lengths: valid steps of each sample `[batch]`, for models with recurrent layers on
@@ -162,9 +163,13 @@ class Explainer:
         start: Any = None,
         kwargs: Mapping[str, Any] | None = None,
         lengths: Any = None,
+        report: bool = True,
     ) -> Explanation:
-        """An `Explanation`: relevance, output, hidden layers, conservation report."""
-        return self._run(inputs, kwargs, target, start, lengths, full=True)
+        """An `Explanation`: relevance, output, hidden layers, conservation report.
+
+        Without `report` the conservation report stays empty, which saves its sums over every layer.
+        """
+        return self._run(inputs, kwargs, target, start, lengths, full=True, report=report)
 
     def _run(
         self,
@@ -174,26 +179,31 @@ class Explainer:
         start: Any,
         lengths: Any,
         full: bool,
+        report: bool = False,
     ) -> Explanation:
         call = Call.of(inputs, kwargs, self.batch_dim)
         with neutral_modes():
             if lengths is None:
-                return self._within_memory(call, target, start, full)
+                return self._within_memory(call, target, start, full, report)
 
             def explained(part: Call, own_target: Any, own_start: Any) -> Explanation:
-                return self._within_memory(part, own_target, own_start, full)
+                return self._within_memory(part, own_target, own_start, full, report)
 
             return explain_by_length(self.model, call, target, start, lengths, explained)
 
-    def _within_memory(self, call: Call, target: Any, start: Any, full: bool) -> Explanation:
+    def _within_memory(
+        self, call: Call, target: Any, start: Any, full: bool, report: bool
+    ) -> Explanation:
         def explained(part: Call, own_target: Any, own_start: Any) -> Explanation:
-            return self._explained_call(part, own_target, own_start, full)
+            return self._explained_call(part, own_target, own_start, full, report)
 
         if getattr(self.method, "noise", 0.0):  # drawn for a whole batch: halves get other noise
             return explained(call, target, start)
         return explain_within_memory(call, target, start, explained)
 
-    def _explained_call(self, call: Call, target: Any, start: Any, full: bool) -> Explanation:
+    def _explained_call(
+        self, call: Call, target: Any, start: Any, full: bool, report: bool
+    ) -> Explanation:
         self._check_inputs(call)
         graph, plan, engine = self._prepare(call)
         values = dict(zip(graph.inputs, call.leaves, strict=True))
@@ -210,7 +220,7 @@ class Explainer:
             passed = run.forward(plan, engine, self.model, values)
             output, seeds = passed.output, begin(passed.output)
             batch = (call.batch, self.batch_dim)
-            kept = records if full else None
+            kept = records if report else None
             found = run.relevance(plan, engine, passed, seeds, wanted, kept, batch)
             for name in set(wanted) - {*found, *values}:
                 found[name] = seeds.new_zeros(seeds.shape[0], *passed.shapes[name])
@@ -337,6 +347,8 @@ class _Start:
             if self.target is not None:
                 raise InputError("start: a tensor beside a target; expected target=None")
         else:
+            if callable(self.target):
+                self.target = self.target(output.detach())
             self.resolved = resolve_target(self.target, output.shape, batch, self.axis)
         begun = seed(self.resolved, output, self.start)
         if self.nan_policy == "raise":

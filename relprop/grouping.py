@@ -118,11 +118,26 @@ def joined(
         first,
         relevance=relevance[0] if len(relevance) == 1 else tuple(relevance),
         output=_together([group.result.output for group in groups], rows, batch, axis),
-        target=target,
+        target=_targets(groups, batch) if callable(target) else target,
         layers=layers,
         convergence_delta=_together(deltas, rows, batch, 0),
         steps=_records(groups, batch),
     )
+
+
+def _targets(groups: Sequence[Group], batch: int) -> Any:
+    """The targets that a function of the output chose in each group, one or K a sample."""
+    found = [group.result.target for group in groups]
+    if isinstance(found[0], Tensor) and found[0].ndim > 0:
+        return _together(found, [group.rows.to(found[0].device) for group in groups], batch, 0)
+    if not isinstance(found[0], list):
+        return found[0]
+    each = {
+        int(row): entry
+        for group, entries in zip(groups, found, strict=True)
+        for row, entry in zip(group.rows, entries, strict=True)
+    }
+    return [each[row] for row in range(batch)]
 
 
 def _tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -58,6 +58,36 @@ def test_same_result_in_halves(
         torch.testing.assert_close(ours.relevance_out, theirs.relevance_out)
 
 
+@pytest.mark.parametrize("kind", ["tensor", "list", "top"])
+def test_targets_chosen_from_the_output_in_halves(
+    model: nn.Module, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(7, 2, 5, 5).double()
+    explainer = relprop.Explainer(model, "epsilon_plus")
+    output = model(x)
+    calls: list[int] = []
+
+    def choose(output: Tensor) -> Any:
+        calls.append(len(output))
+        if kind == "top":
+            return output.topk(2).indices
+        best = output.argmax(1)
+        return best if kind == "tensor" else best.tolist()
+
+    wanted = output.topk(2).indices if kind == "top" else output.argmax(1)
+    expected = explainer(x, target=wanted)
+    whole = explainer.explain(x, target=choose, report=False)
+    assert calls == [7] and whole.steps == ()
+    assert isinstance(whole.relevance, Tensor) and isinstance(expected, Tensor)
+    assert torch.equal(whole.relevance, expected)
+    assert torch.equal(torch.as_tensor(whole.target), wanted)
+    Limited(monkeypatch, 2, CUDA)
+    parts = explainer.explain(x, target=choose)
+    assert len(parts.steps) > 0 and isinstance(parts.relevance, Tensor)
+    torch.testing.assert_close(parts.relevance, expected, rtol=1e-12, atol=1e-14)
+    assert torch.equal(torch.as_tensor(parts.target), wanted)
+
+
 def test_tensor_start_in_halves(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     x, start = torch.randn(3, 2, 5, 5).double(), torch.randn(3, 4).double()
     explainer = relprop.Explainer(model, "lrp_epsilon")

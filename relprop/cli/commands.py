@@ -15,6 +15,7 @@ from torch import nn
 import relprop
 from relprop import models
 from relprop._version import __version__
+from relprop.cli.device import chosen_device
 from relprop.cli.files import printable
 from relprop.cli.job import Job, batches
 from relprop.cli.loading import load_model
@@ -77,24 +78,12 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 def _open(arguments: argparse.Namespace) -> tuple[nn.Module, Source, torch.device]:
-    device = _device(arguments.device)
+    device = chosen_device(arguments.device)
     source = open_source(arguments.data, _source_options(arguments))
     if len(source) == 0:
         raise InputError(f"{source.title}: holds no inputs")
     model = load_model(arguments.model, arguments.weights, arguments.trust)
     return model.to(device), source, device
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = printable(str(error).partition("\n")[0], 120)
-        raise InputError(f"--device {printable(name)}: cannot be used here ({reason})") from None
-    return device
 
 
 def _source_options(arguments: argparse.Namespace) -> SourceOptions:

@@ -1,0 +1,179 @@
+"""`relprop train`: networks of the study, one or all of them."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from relprop import data
+from relprop.cli.device import chosen_device
+from relprop.cli.progress import Progress
+from relprop.data import Task
+from relprop.errors import InputError
+from relprop.models import study
+from relprop.models.study.training import ACCEPTED, PAIRS, start, train, weights_path
+from relprop.models.training import Recipe, Training
+
+__all__ = ["add_train", "run_train"]
+
+DESCRIPTION = f"""\
+Train a network of the recurrent-explanation study, going on from its last checkpoint.
+
+architecture is one of {", ".join(study.ARCHITECTURES)}, or all
+task is one of {", ".join(data.TASKS)}, or all
+
+With 'all' the pairs of the study are trained that come without weights and are not finished yet.
+Written to --out, a folder for each pair: checkpoint.safetensors after each epoch, log.jsonl (a line
+an epoch), and in the end weights.safetensors: float16, of the epoch of best validation accuracy.
+"""
+
+EXAMPLES = """\
+examples
+  relprop train r_lstm_sd mnist_maj --data folder/with/idx/files
+  relprop train all all --data folder/with/idx/files --device cuda --jobs 6
+
+exit status  0 all trained to the accepted accuracy   1 some below it, or failed
+             2 nothing could be done
+"""
+
+
+def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command's arguments."""
+    command = commands.add_parser(
+        "train",
+        help="train a network of the study",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("architecture", help="see above")
+    command.add_argument("task", help="see above")
+    recipe = Recipe()
+    command.add_argument("--seed", type=int, default=recipe.seed, help="(%(default)s)")
+    command.add_argument("--epochs", type=int, default=recipe.epochs, help="most (%(default)s)")
+    command.add_argument("--batch-size", type=int, default=recipe.batch, help="(%(default)s)")
+    command.add_argument("--lr", type=float, default=recipe.rate, help="at first (%(default)s)")
+    command.add_argument(
+        "--patience",
+        type=int,
+        default=recipe.patience,
+        help="stop after so many epochs without a gain, once accepted (%(default)s)",
+    )
+    command.add_argument("--data", metavar="FOLDER", help="where the data sets' files are")
+    command.add_argument("--out", metavar="FOLDER", default="out/train", help="(%(default)s)")
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; cuda where it is")
+    command.add_argument("--threads", type=int, default=0, help="of the CPU; torch's default")
+    command.add_argument("--jobs", type=int, default=1, help="pairs at a time (%(default)s)")
+    command.add_argument("--restart", action="store_true", help="forget checkpoints and weights")
+    command.add_argument("--quiet", action="store_true", help="no line an epoch")
+    command.add_argument("--debug", action="store_true", help="show a stack trace on an error")
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """`relprop train`: 0 if every pair reached the accepted accuracy, else 1."""
+    pairs = _pairs(arguments)
+    if len(pairs) > 1 and arguments.jobs > 1:
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            statuses = list(pool.map(partial(_in_a_process, arguments), pairs))
+    else:
+        statuses = [_train(arguments, *pair) for pair in pairs]
+    return int(any(statuses))
+
+
+def _folder(arguments: argparse.Namespace, name: str, task: str) -> Path:
+    return Path(arguments.out) / f"{name}-{task}"
+
+
+def _pairs(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    name, task = arguments.architecture, arguments.task
+    if "all" not in (name, task):
+        study.build(name, *study.steps_and_width(task))
+        return [(name, task)]
+    wanted = [pair for pair in PAIRS if name in ("all", pair[0]) and task in ("all", pair[1])]
+    if not wanted:
+        raise InputError(f"train {name} {task}: no pair of the study; name both to train others")
+    if arguments.restart:
+        return wanted
+    done = set(study.pairs())
+    return [
+        pair
+        for pair in wanted
+        if pair not in done and not weights_path(_folder(arguments, *pair)).exists()
+    ]
+
+
+def _train(arguments: argparse.Namespace, name: str, task: str) -> int:
+    folder, title = _folder(arguments, name, task), f"{name} {task}"
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.restart:
+        for own in ("checkpoint.safetensors", "log.jsonl", weights_path(folder).name):
+            (folder / own).unlink(missing_ok=True)
+    if weights_path(folder).exists():
+        print(f"{title}: trained already, {weights_path(folder)}")
+        return 0
+    training = start(name, task, folder, _recipe(arguments, task), chosen_device(arguments.device))
+    splits = {split: data.task(task, split, arguments.data) for split in SPLITS}
+    facts = _with_progress(training, splits, title, arguments.quiet)
+    low = "" if facts["accepted"] else f", below the accepted {ACCEPTED[task]}"
+    print(
+        f"{title}: test accuracy {facts['test_accuracy']:.4f} ({facts['test_accuracy_float32']:.4f}"
+        f" in float32){low}, epoch {facts['best_epoch']} of {facts['epochs']}: "
+        f"{weights_path(folder)}",
+        flush=True,
+    )
+    return 0 if facts["accepted"] else 1
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def _recipe(arguments: argparse.Namespace, task: str) -> Recipe:
+    return Recipe(
+        arguments.seed,
+        arguments.epochs,
+        arguments.batch_size,
+        arguments.lr,
+        ACCEPTED[task],
+        arguments.patience,
+    )
+
+
+def _with_progress(
+    training: Training, splits: dict[str, Task], title: str, quiet: bool
+) -> dict[str, object]:
+    total = len(splits["train"]) * (training.recipe.epochs - len(training.log))
+    progress = Progress(total, quiet)
+
+    def report(entry: dict[str, float]) -> None:
+        progress.clear()
+        if not quiet:
+            print(
+                f"{title}: epoch {entry['epoch']}/{training.recipe.epochs}  "
+                f"loss {entry['loss']:.4f}  validation {entry['validation_accuracy']:.4f}  "
+                f"{entry['seconds']:.0f} s",
+                flush=True,
+            )
+
+    try:
+        return train(training, splits.__getitem__, advance=progress.advance, report=report)
+    finally:
+        progress.clear()
+
+
+def _in_a_process(arguments: argparse.Namespace, pair: tuple[str, str]) -> int:
+    """Train a pair in a process of its own: several share a GPU that one leaves idle."""
+    flags = ["seed", "epochs", "batch_size", "lr", "patience", "data", "out", "device", "threads"]
+    words = [sys.executable, "-m", "relprop", "train", *pair]
+    for flag in flags:
+        value = getattr(arguments, flag)
+        words += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
+    words += [f"--{flag}" for flag in ("restart", "quiet", "debug") if getattr(arguments, flag)]
+    return subprocess.run(words).returncode

@@ -7,22 +7,17 @@ import os
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 import relprop
-from relprop import models
 from relprop._version import __version__
-from relprop.cli.device import chosen_device
 from relprop.cli.files import printable
 from relprop.cli.job import Job, batches
-from relprop.cli.loading import load_model
+from relprop.cli.opening import method_options, open_inputs, output_key
 from relprop.cli.output import Results, table
-from relprop.cli.preprocess import Preprocess
 from relprop.cli.progress import Progress
-from relprop.cli.sources import Failed, Item, Source, SourceOptions, open_source
+from relprop.cli.sources import Failed, Item, Source
 from relprop.errors import InputError
 
 __all__ = ["check", "explain", "info"]
@@ -30,12 +25,12 @@ __all__ = ["check", "explain", "info"]
 
 def explain(arguments: argparse.Namespace) -> int:
     """`relprop explain`: 0 if every input was explained, 1 if some failed, 2 if all did."""
-    model, source, device = _open(arguments)
-    output = _key(arguments.output)
+    model, source, device = open_inputs(arguments)
+    output = output_key(arguments.output)
     explainer = relprop.Explainer(
         model,
         arguments.method,
-        method_options=_options(arguments.method_option),
+        method_options=method_options(arguments.method_option),
         layers=arguments.layers,
         output=output,
         backend=arguments.backend,
@@ -56,7 +51,7 @@ def explain(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """`relprop check`: print the report on the model; 1 if an operation has no rule."""
-    model, source, device = _open(arguments)
+    model, source, device = open_inputs(arguments)
     item = next((item for item in source if isinstance(item, Item)), None)
     if item is None:
         raise InputError(f"{source.title}: holds no input that can be read")
@@ -75,45 +70,6 @@ def info(arguments: argparse.Namespace) -> int:
     """`relprop info`: print what is installed."""
     relprop.info()
     return 0
-
-
-def _open(arguments: argparse.Namespace) -> tuple[nn.Module, Source, torch.device]:
-    device = chosen_device(arguments.device)
-    source = open_source(arguments.data, _source_options(arguments))
-    if len(source) == 0:
-        raise InputError(f"{source.title}: holds no inputs")
-    model = load_model(arguments.model, arguments.weights, arguments.trust)
-    return model.to(device), source, device
-
-
-def _source_options(arguments: argparse.Namespace) -> SourceOptions:
-    given = {key: getattr(arguments, key) for key in ("resize", "crop", "mean", "std", "channels")}
-    given = {key: value for key, value in given.items() if value is not None}
-    is_set = arguments.data.partition(":")[0] in relprop.data.names()
-    if arguments.model in models.names() and not is_set:
-        # What the shipped networks were trained on: 28 x 28 grey pixels in [-1, 1].
-        scale = {"mean": (0.5,), "std": (0.5,), "only_bytes": True}
-        own = {} if given.keys() & scale.keys() else scale
-        given = {"resize": (28, 28), "channels": 1, **own, **given}
-    return SourceOptions(
-        Preprocess(**given),
-        arguments.labels,
-        arguments.array,
-        arguments.max_pixels,
-        arguments.max_bytes,
-    )
-
-
-def _options(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Options of a method; several numbers are one a channel, to broadcast against `[C, H, W]`."""
-    return {
-        name: torch.tensor(value).reshape(-1, 1, 1) if isinstance(value, list) else value
-        for name, value in pairs
-    }
-
-
-def _key(text: str | None) -> str | int | None:
-    return int(text) if text is not None and text.lstrip("-").isdecimal() else text
 
 
 def _run(job: Job, source: Source, arguments: argparse.Namespace, results: Results) -> None:

@@ -5,6 +5,7 @@ Nothing is unpickled.  Every failure is a `FileFormatError` of one sentence that
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ __all__ = [
     "open_npy",
     "open_npz",
     "printable",
+    "reading",
+    "require_file",
 ]
 
 MAX_PIXELS = 50_000_000
@@ -63,7 +66,7 @@ def require_file(path: Path) -> int:
 
 
 @contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
+def reading(path: Path, what: str) -> Iterator[None]:
     """Turn whatever a decoder raises on a damaged file into one `FileFormatError`."""
     try:
         yield
@@ -76,8 +79,12 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         raise FileFormatError(f"{printable(path)}: not a readable {what} ({reason})") from None
 
 
-def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    path: Path, max_pixels: int = MAX_PIXELS, stored: bytes | None = None
+) -> Image.Image:
     """Decode one image file; its size is read from its header first.
+
+    With `stored` the file's content is these bytes, and `path` names it in messages alone.
 
     Returns:
         A Pillow image in mode L (grey, 16-bit grey scaled to 8) or RGB, transparency dropped.
@@ -88,11 +95,13 @@ def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     from PIL import Image
 
-    require_file(path)
+    if stored is None:
+        require_file(path)
+    opened = path if stored is None else io.BytesIO(stored)
     guard = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None  # ours is checked instead, before anything is decoded
     try:
-        with _reading(path, "image"), Image.open(path, formats=IMAGE_FORMATS) as image:
+        with reading(path, "image"), Image.open(opened, formats=IMAGE_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise FileFormatError(
@@ -157,7 +166,7 @@ def open_npy(path: Path, max_bytes: int | None = None) -> np.ndarray:
         FileFormatError: missing, damaged, truncated, holding objects, or larger than `max_bytes`.
     """
     size = require_file(path)
-    with _reading(path, ".npy file"):
+    with reading(path, ".npy file"):
         with path.open("rb") as stream:
             shape, _, dtype = _read_header(stream)
             held = size - stream.tell()
@@ -170,7 +179,7 @@ def open_npy(path: Path, max_bytes: int | None = None) -> np.ndarray:
 def check_zip(path: Path, max_bytes: int = MAX_BYTES) -> None:
     """Refuse a zip archive that is damaged or would unpack to more than `max_bytes`."""
     require_file(path)
-    with _reading(path, "zip archive"), zipfile.ZipFile(path) as archive:
+    with reading(path, "zip archive"), zipfile.ZipFile(path) as archive:
         _check_members(path, archive, max_bytes)
 
 
@@ -193,7 +202,7 @@ def open_npz(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, np.ndarray]:
     """
     require_file(path)
     arrays: dict[str, np.ndarray] = {}
-    with _reading(path, ".npz archive"), zipfile.ZipFile(path) as archive:
+    with reading(path, ".npz archive"), zipfile.ZipFile(path) as archive:
         _check_members(path, archive, max_bytes)
         for member in archive.infolist():
             if not member.filename.endswith(".npy"):

@@ -40,17 +40,20 @@ class Preprocess:
     channels: int = 3
     only_bytes: bool = False
 
-    def load(self, path: Path, max_pixels: int) -> Tensor:
-        """Read an image file: float32 `[channels, height, width]`."""
-        image = load_image(path, max_pixels)
+    def load(self, path: Path, max_pixels: int, stored: bytes | None = None) -> Tensor:
+        """Read an image, float32 `[channels, height, width]`, from a file.
+
+        With `stored` the file's content is these bytes, and `path` names it in messages alone.
+        """
+        image = load_image(path, max_pixels, stored)
         image = self._crop(self._resize(image, path, max_pixels), path)
         image = image.convert("L" if self.channels == 1 else "RGB")
         pixels = torch.from_numpy(np.array(image))
         pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
         return self.normalise(pixels)
 
-    def normalise(self, values: Tensor) -> Tensor:
-        """Bytes become float32 in [0, 1]; then mean and std, on the first axis of `values`."""
+    def normalise(self, values: Tensor, axis: int = 0) -> Tensor:
+        """Bytes become float32 in [0, 1]; then mean and std, on an axis of `values`: 0, 1."""
         if values.dtype is torch.uint8:
             values = values.to(torch.float32).div_(255)
         elif self.only_bytes:
@@ -59,18 +62,21 @@ class Preprocess:
             return values
         if not values.is_floating_point():
             raise InputError("--mean and --std: the data are whole numbers; expected pixels")
-        mean = self._statistic("--mean", self.mean or (0.0,), values)
-        std = self._statistic("--std", self.std or (1.0,), values)
+        mean = self._statistic("--mean", self.mean or (0.0,), values, axis)
+        std = self._statistic("--std", self.std or (1.0,), values, axis)
         return (values - mean) / std
 
-    def _statistic(self, option: str, numbers: tuple[float, ...], values: Tensor) -> Tensor:
-        if len(numbers) not in (1, values.shape[0]):
+    def _statistic(
+        self, option: str, numbers: tuple[float, ...], values: Tensor, axis: int
+    ) -> Tensor:
+        shape = list(values.shape[axis:])
+        if len(numbers) not in (1, shape[0]):
             raise InputError(
-                f"{option}: {len(numbers)} numbers for inputs of shape {list(values.shape)}; "
-                f"expected 1 or {values.shape[0]}"
+                f"{option}: {len(numbers)} numbers for inputs of shape {shape}; "
+                f"expected 1 or {shape[0]}"
             )
         statistic = torch.tensor(numbers, dtype=values.dtype)
-        return statistic.reshape(-1, *(1,) * (values.ndim - 1))
+        return statistic.reshape(-1, *(1,) * (len(shape) - 1))
 
     def _resize(self, image: Image.Image, path: Path, max_pixels: int) -> Image.Image:
         from PIL import Image

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,16 @@ from relprop.cli.labels import folder_labels, listed_labels, named_labels
 from relprop.cli.preprocess import Preprocess
 from relprop.errors import FileFormatError, InputError, RelpropError
 
-__all__ = ["Failed", "Item", "Source", "SourceOptions", "open_source"]
+__all__ = [
+    "Failed",
+    "Item",
+    "Labelled",
+    "Numbered",
+    "Source",
+    "SourceOptions",
+    "native",
+    "open_source",
+]
 
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
@@ -39,6 +49,14 @@ class Item:
     name: str
     value: Tensor
     label: int | None = None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a source read that finds an input and its label together."""
+
+    value: Any
+    label: int | None
 
 
 @dataclass(frozen=True)
@@ -59,8 +77,10 @@ class SourceOptions:
     Attributes:
         preprocess: size and normalisation of images.
         labels: a file of labels, or "folders": the sub-folder that an image lies in.
-        array: which array of a .npz archive holds the inputs; None looks for the usual names.
+        array: which array of a .npz or safetensors file, or column of a table, holds the inputs;
+            None looks for the usual names.
         max_pixels, max_bytes: caps checked on headers, before anything is read.
+        trust: whether the data's own code may run.
     """
 
     preprocess: Preprocess = AS_IT_IS
@@ -68,28 +88,61 @@ class SourceOptions:
     array: str | None = None
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
+    trust: bool = False
+
+
+class Numbered(Sequence[str]):
+    """The names `stem-00000`, `stem-00001`, … made when asked for."""
+
+    def __init__(self, stem: str, count: int) -> None:
+        self.stem, self.count = stem, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.count))]
+        if not -self.count <= index < self.count:
+            raise IndexError(index)
+        return f"{self.stem}-{index % self.count:05d}"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Named inputs, read one at a time by position."""
+    """Named inputs, read one at a time by position.
+
+    Attributes:
+        title: for messages.
+        names: one an input.
+        read: the input at a position, perhaps with its label; a `RelpropError` that it raises is
+            that input's failure.
+        labels: one an input, or None.
+        read_slice: inputs `[start, stop)` together, `[stop - start, ...]`, where all lie in memory.
+    """
 
     title: str
     names: Sequence[str]
-    read: Callable[[int], Tensor]
+    read: Callable[[int], Any]
     labels: Sequence[int | None] | None = None
+    read_slice: Callable[[int, int], Tensor] | None = None
+
+    def item(self, index: int) -> Item | Failed:
+        """One input, or why it cannot be read."""
+        name = self.names[index]
+        try:
+            value = self.read(index)
+        except (FileFormatError, InputError) as error:
+            return Failed(name, printable(error))
+        if isinstance(value, Labelled):
+            return Item(name, value.value, value.label)
+        return Item(name, value, None if self.labels is None else self.labels[index])
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __iter__(self) -> Iterator[Item | Failed]:
-        for index, name in enumerate(self.names):
-            try:
-                value = self.read(index)
-            except (FileFormatError, InputError) as error:
-                yield Failed(name, printable(error))
-                continue
-            yield Item(name, value, None if self.labels is None else self.labels[index])
+        return (self.item(index) for index in range(len(self)))
 
 
 def open_source(spec: str, options: SourceOptions) -> Source:
@@ -137,8 +190,9 @@ def _data_set(name: str, split: str, options: SourceOptions) -> Source:
             "--std, --resize and --crop"
         )
     images, labels = data.sample(name) if split == "sample" else data.load(name, split)
-    names = [f"{name}-{split}-{index:05d}" for index in range(len(images))]
-    return Source(f"{name}:{split}", names, images.__getitem__, labels.tolist())
+    names = Numbered(f"{name}-{split}", len(images))
+    each, together = images.__getitem__, lambda start, stop: images[start:stop]
+    return Source(f"{name}:{split}", names, each, labels.tolist(), together)
 
 
 def _folder(folder: Path, options: SourceOptions) -> Source:
@@ -208,20 +262,24 @@ def _array(path: Path, array: np.ndarray, own: np.ndarray | None, options: Sourc
 
     def read(index: int) -> Tensor:
         row = np.array(array[index])
-        return options.preprocess.normalise(_native(row))
+        return options.preprocess.normalise(native(row))
 
-    names = [f"{printable(path.stem)}-{index:05d}" for index in range(len(array))]
-    return Source(printable(path), names, read, labels)
+    def read_slice(start: int, stop: int) -> Tensor:
+        return options.preprocess.normalise(native(np.array(array[start:stop]), 1), 1)
+
+    names = Numbered(printable(path.stem), len(array))
+    return Source(printable(path), names, read, labels, read_slice)
 
 
-def _native(row: np.ndarray) -> Tensor:
+def native(row: np.ndarray, lead: int = 0) -> Tensor:
     """A tensor of an array of any byte order: bytes, float64, float32 or int64 for token ids.
 
-    Bytes of shape `[H, W]` are grey images and get their channel axis.
+    Bytes of shape `[H, W]`, after `lead` axes of samples, are grey images and get their channel
+    axis.
     """
     if row.dtype == np.uint8:
         tensor = torch.from_numpy(row)
-        return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor
+        return tensor.unsqueeze(lead) if tensor.ndim == 2 + lead else tensor
     if row.dtype.kind in "iu":
         return torch.from_numpy(row.astype(np.int64))
     return torch.from_numpy(row.astype(np.float64 if row.dtype.itemsize == 8 else np.float32))

@@ -7,8 +7,9 @@ object and drops it when last used.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -17,9 +18,10 @@ from relprop.maps import LinearMap
 from relprop.rules import LinearRule
 
 if TYPE_CHECKING:
+    from relprop.graph import Graph
     from relprop.layers import Operation, Step
 
-__all__ = ["PRECISIONS", "Backend", "LinearCall", "get"]
+__all__ = ["PRECISIONS", "Backend", "Fusing", "LinearCall", "get"]
 
 PRECISIONS = ("highest", "high", "medium")
 
@@ -94,6 +96,18 @@ class Backend(Protocol):
 
         Returns:
             `[K, *a.shape]`.
+        """
+        ...
+
+
+@runtime_checkable
+class Fusing(Protocol):
+    """A backend that joins neighbouring steps of a plan."""
+
+    def fuse(self, graph: Graph, steps: Mapping[str, Step], output: str) -> dict[str, Step]:
+        """The steps of a plan that explains `output`, joined where one kernel serves two.
+
+        A step with the option "below" may return `Quotients` (`relprop.backends.joined`).
         """
         ...
 

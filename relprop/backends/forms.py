@@ -85,6 +85,42 @@ class Layer(Generic[R]):
         b = self.products.w.new_zeros(self.products.features) if b is None else b
         return b.clamp(min=0).add_(epsilon), b.clamp(max=0).sub_(epsilon)
 
+    @property
+    def widens(self) -> bool:
+        """Whether the input has both signs and `widened` gives it one."""
+        return not self.nonnegative and self.products.widens
+
+    def widened(self) -> Layer[R]:
+        """The same layer as one of [a+, |a-|], both non-negative: W a = [W, -W] [a+, |a-|].
+
+        Its sign parts are the summands' sign parts, in half as many products, and a convolution
+        of few channels costs no more for twice as many.
+        """
+        if "widened" not in self.cache:
+            self.cache["widened"] = self.products.widened()
+        products: Products = self.cache["widened"]
+        shape = list(self.shape)
+        shape[products.map.feature_axis] *= 2
+        return replace(
+            self,
+            products=products,
+            shape=torch.Size(shape),
+            nonnegative=True,
+            cache=products.cache,
+        )
+
+
+def _halves(layer: Layer[Any], a: Tensor) -> Tensor:
+    """[a+, |a-|] along the features."""
+    axis = layer.products.map.feature_axis
+    return torch.cat([a.clamp(min=0), a.clamp(max=0).neg_()], axis)
+
+
+def _folded(layer: Layer[Any], r: Tensor) -> Tensor:
+    """Relevance of a from that of its two halves."""
+    first, second = r.chunk(2, layer.products.map.feature_axis)
+    return first + second
+
 
 class Form(Protocol[R]):
     """One way to evaluate a rule."""
@@ -123,12 +159,18 @@ class ZPlusForm:
 
     def relevance(self, layer: Layer[LinearRule], saved: Tensors, r: Tensor) -> Tensor:
         (a,) = saved
+        if layer.widens:
+            wide = layer.widened()
+            return _folded(layer, self.relevance(wide, (_halves(layer, a),), r))
         products, b = layer.products, layer.kept_bias
         if layer.nonnegative and layer.rule.epsilon:
             stable = products.contraction(a, POSITIVE, layer.biases(layer.rule.epsilon)[0])
             return products.adjoint(quotient(r, stable), POSITIVE, layer.shape, times=a)
         b = None if b is None else b.clamp(min=0)
         z = products.contraction(a.clamp(min=0), POSITIVE, b)
+        if layer.nonnegative:
+            s = divide(r, z, layer.rule.epsilon, sign=1)
+            return products.adjoint(s, POSITIVE, layer.shape, times=a)
         z.add_(products.contraction(a.clamp(max=0), NEGATIVE))
         s = divide(r, z, layer.rule.epsilon, sign=1)
         above = products.adjoint(s, POSITIVE, layer.shape)
@@ -142,6 +184,9 @@ class AlphaBetaForm:
     """
 
     def forward(self, layer: Layer[AlphaBeta], a: Tensor) -> tuple[Tensor, Tensors]:
+        if layer.widens:
+            z, (_, *groups) = self.forward(layer.widened(), _halves(layer, a))
+            return z, (a, *groups)
         if layer.nonnegative:
             positive, negative = layer.products.pair(a)
         else:
@@ -158,6 +203,9 @@ class AlphaBetaForm:
 
     def relevance(self, layer: Layer[AlphaBeta], saved: Tensors, r: Tensor) -> Tensor:
         a, positive, negative = saved
+        if layer.widens:
+            saved = (_halves(layer, a), positive, negative)
+            return _folded(layer, self.relevance(layer.widened(), saved, r))
         rule, products = layer.rule, layer.products
         scales: tuple[float | Tensor, float | Tensor] = (rule.alpha, -rule.beta)
         if rule.conserve:
@@ -172,13 +220,16 @@ class AlphaBetaForm:
 
 
 class RectifiedAlphaBetaForm:
-    """Between ReLUs: of the two groups only the negative one is kept, st(z-).
+    """Below a ReLU: of the two groups only the negative one is kept, st(z-).
 
     Relevance arrives only where z = z+ + z- > 0, and there st(z+) = z - st(z-) adds numbers of one
     sign, so nothing cancels.  The stabilizer rides on the biases, alpha and beta on the weights.
     """
 
     def forward(self, layer: Layer[AlphaBeta], a: Tensor) -> tuple[Tensor, Tensors]:
+        if layer.widens:
+            z, (_, *kept) = self.forward(layer.widened(), _halves(layer, a))
+            return z, (a, *kept)
         above, below = layer.biases(layer.rule.epsilon)
         negative = layer.products.contraction(a, NEGATIVE, below)
         z = layer.products.contraction(a, POSITIVE, above, add=negative, rectify=True)
@@ -186,6 +237,9 @@ class RectifiedAlphaBetaForm:
 
     def relevance(self, layer: Layer[AlphaBeta], saved: Tensors, r: Tensor) -> Tensor:
         a, z, negative = saved
+        if layer.widens:
+            saved = (_halves(layer, a), z, negative)
+            return _folded(layer, self.relevance(layer.widened(), saved, r))
         pair = layer.products.pair_like(r)
         z, negative = z.unsqueeze(0), negative.unsqueeze(0)
         positive = torch.sub(z, negative, out=pair.first if len(r) == 1 else None)
@@ -393,6 +447,6 @@ def form_of(layer: Layer[Any]) -> Form[Any]:
         if rule.beta == 0:
             return _FORMS[ZPlus]
         plain = rule.epsilon > 0 and not rule.conserve and rule.zero_params is None
-        if plain and layer.nonnegative and layer.rectified:
+        if plain and layer.rectified and (layer.nonnegative or layer.widens):
             return RectifiedAlphaBetaForm()
     return _FORMS.get(type(rule), GeneralForm())

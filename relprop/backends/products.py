@@ -12,7 +12,7 @@ from torch import Tensor
 
 from relprop.backends.onednn import fused_adjoint, fused_contraction, turned, turns
 from relprop.backends.pointwise import new_like
-from relprop.maps import Conv, LinearMap
+from relprop.maps import Conv, Dense, LinearMap
 from relprop.rules import IDENTITY, NEGATIVE, POSITIVE, Modifier
 
 __all__ = ["ABSOLUTE", "Products", "effective_precision", "float32_products", "modified"]
@@ -22,10 +22,10 @@ ABSOLUTE = Modifier("absolute")
 
 @dataclass(frozen=True)
 class _Stack:
-    """Two parts of a weight side by side, as a weight of twice the outputs, each part scaled."""
+    """Parts of a weight side by side, as a weight of so many times the outputs, each scaled."""
 
-    parts: tuple[Modifier, Modifier]
-    scales: tuple[float, float] = (1.0, 1.0)
+    parts: tuple[Modifier, ...]
+    scales: tuple[float, ...]
 
 
 def modified(modifier: Modifier, u: Tensor) -> Tensor:
@@ -81,6 +81,19 @@ class Products:
         self.dtype = torch.bfloat16 if narrow else w.dtype
 
     @property
+    def widens(self) -> bool:
+        """Whether `widened` exists: the input features are an axis of the weight alone."""
+        if isinstance(self.map, Conv):
+            return self.map.groups == 1
+        return isinstance(self.map, Dense)
+
+    def widened(self) -> Products:
+        """The products of [W, -W] with twice the input features."""
+        axis = 0 if isinstance(self.map, Conv) and self.map.transposed else 1
+        w = torch.cat([self.w, -self.w], axis)
+        return Products(self.map, w, self.precision, {})
+
+    @property
     def features(self) -> int:
         """Number of output features."""
         if isinstance(self.map, Conv) and self.map.transposed:
@@ -113,8 +126,11 @@ class Products:
 
     @property
     def _stacks(self) -> bool:
-        """Whether W+ and W- make one weight of twice the outputs; groups would interleave them."""
-        return not isinstance(self.map, Conv) or self.map.groups == 1
+        """Whether W+ and W- make one weight of twice the outputs.
+
+        Groups would interleave them, and on a CPU two contiguous results are the faster ones.
+        """
+        return not isinstance(self.map, Conv) or (self.map.groups == 1 and self.w.is_cuda)
 
     def contraction(
         self,
@@ -145,7 +161,7 @@ class Products:
         """W+ a and W- a; new tensors."""
         if not self._stacks:
             return self.contraction(a, POSITIVE), self.contraction(a, NEGATIVE)
-        both = self.contraction(a, _Stack((POSITIVE, NEGATIVE)))
+        both = self.contraction(a, _Stack((POSITIVE, NEGATIVE), (1.0, 1.0)))
         positive, negative = both.chunk(2, self.map.feature_axis)
         return positive, negative
 
@@ -173,7 +189,9 @@ class Products:
             return result if times is None else result.mul_(times)
         rows = torch.Size((s.shape[0] * s.shape[1], *shape[1:]))
         flat = s.flatten(0, 1)
-        backwards = None if times is None else turns(self.map, flat, self.w.shape[2:], times)
+        backwards = None
+        if times is not None and self.w.numel() <= times.numel():  # turning w costs a few passes
+            backwards = turns(self.map, flat, self.w.shape[2:], times)
         if times is not None and backwards is not None:
             fused = fused_adjoint(backwards, flat, self.weight(part, True), times)
             return fused.unflatten(0, s.shape[:2])
@@ -206,9 +224,11 @@ class Products:
         signs = (NEGATIVE, POSITIVE) if swapped else (POSITIVE, NEGATIVE)
         if pair.both is not None:
             return self.adjoint(pair.both, _Stack(signs, scales), shape, times)
-        result = self.adjoint(pair.first, signs[0], shape).mul_(scales[0])
-        result.add_(self.adjoint(pair.second, signs[1], shape), alpha=scales[1])
-        return result if times is None else result.mul_(times)
+        first, second = (
+            _Stack((sign,), (scale,)) for sign, scale in zip(signs, scales, strict=True)
+        )
+        result = self.adjoint(pair.first, first, shape, times)
+        return result.add_(self.adjoint(pair.second, second, shape, times))
 
 
 def effective_precision(precision: str, device: torch.device) -> str:

@@ -8,45 +8,27 @@ moves relevance, activations and normalisation are the library's; the plan says 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from relprop.backends import LinearCall
+from relprop.backends.joined import Joined, Quotients
+from relprop.backends.triton_fusion import FusedCall, Saved, fuse, lower_of
 from relprop.backends.triton_operations import OPERATIONS, check_operands
 from relprop.errors import InputError
+from relprop.graph import Graph
 from relprop.layers import Operation, Step
 from relprop.layers.base import refuse
 from relprop.maps import Conv, Diagonal, LinearMap
 from relprop.rules import Flat, ZBox
 
-if TYPE_CHECKING:
-    from relprop.kernels import Contraction
-
 __all__ = ["TritonBackend"]
 
 _SERVED = frozenset({"avg_pool", "max_pool", "add", "recurrent"})
 """Kinds, beside the linear ones, that a kernel must serve."""
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What the relevance of a layer needs.
-
-    Attributes:
-        map: geometry that the kernels saw.
-        shape: of the layer's input.
-        contraction: the layer's denominators; None under Flat, which counts instead.
-        a, w: input and weight, of which Flat needs the shapes.
-    """
-
-    map: LinearMap
-    shape: torch.Size
-    contraction: Contraction | None
-    a: Tensor
-    w: Tensor
 
 
 class TritonBackend:
@@ -72,6 +54,10 @@ class TritonBackend:
             raise refuse(step, "backend='triton' has no kernel for it; use backend='aten'")
         return found
 
+    def fuse(self, graph: Graph, steps: Mapping[str, Step], output: str) -> dict[str, Step]:
+        """See `relprop.backends.Fusing.fuse`."""
+        return fuse(graph, steps, output)
+
     def forward(
         self,
         call: LinearCall,
@@ -92,6 +78,8 @@ class TritonBackend:
         if key not in cache:
             cache[key] = kernels.prepare_weights(program, w, a)
         flat = isinstance(call.rule, Flat)
+        activation = call.activation if isinstance(call, FusedCall) else None
+        activation = "relu" if call.rectified else activation
         fixed = ("triton z", a.shape[1:], a.stride(), call.rule, call.precision)
         saved = kernels.contraction(
             linear_map,
@@ -101,6 +89,8 @@ class TritonBackend:
             b,
             nonnegative=call.nonnegative,
             precision=call.precision,
+            activation=activation,
+            rectified=call.rectified,
             save=not flat,
             weight=cache[key],
             z=cache.get(fixed),
@@ -109,20 +99,36 @@ class TritonBackend:
             cache[fixed] = saved.z
         assert saved.y is not None
         y = saved.y.squeeze(-1) if len(shape) < a.ndim else saved.y
-        y = y.relu_() if call.rectified else y
         return y, Saved(linear_map, shape, None if flat else saved, a, w)
 
-    def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:
-        """See `relprop.backends.Backend.relevance`."""
+    def relevance(self, call: LinearCall, saved: Any, r: Any) -> Any:
+        """See `relprop.backends.Backend.relevance`.
+
+        With `Joined` for `saved` it returns the `Quotients` of the layer below, and it takes its
+        own for `r`.
+        """
+        from relprop import kernels
+
+        lower = None
+        if isinstance(saved, Joined):
+            lower = lower_of(saved.below[0], saved.own.a.shape)
+            saved = saved.own
+        if saved.contraction is None:
+            assert isinstance(call.rule, Flat)
+            return self._flat(call.rule, saved, r)
+        if isinstance(r, Quotients):
+            s = r.s
+        else:
+            r = r.unsqueeze(-1) if len(saved.shape) < saved.a.ndim else r
+            s = kernels.quotient(saved.contraction, r)
+        out = kernels.adjoint(saved.contraction, s, lower=lower, precision=call.precision)
+        return out.reshape(len(out), *saved.shape) if lower is None else Quotients(out)
+
+    def _flat(self, rule: Flat, saved: Saved, r: Tensor) -> Tensor:
         from relprop import kernels
 
         r = r.unsqueeze(-1) if len(saved.shape) < saved.a.ndim else r
-        if saved.contraction is None:
-            assert isinstance(call.rule, Flat)
-            out = kernels.flat_relevance(saved.map, call.rule, saved.a, saved.w, r)
-        else:
-            s = kernels.quotient(saved.contraction, r)
-            out = kernels.adjoint(saved.contraction, s, precision=call.precision)
+        out = kernels.flat_relevance(saved.map, rule, saved.a, saved.w, r)
         return out.reshape(len(r), *saved.shape)
 
 

@@ -7,13 +7,16 @@ with one window.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from relprop.backends.joined import Joined, Quotients
+from relprop.backends.triton_fusion import Dividing, lower_of
 from relprop.errors import InputError
 from relprop.graph import Node, Ref
 from relprop.layers import Operation, Step
@@ -67,7 +70,17 @@ def _rows(r: Tensor, spatial: int) -> Tensor:
     return r if r.ndim == spatial + 3 else r.reshape(len(r), *flat_shape(r.shape[1:], spatial))
 
 
-class TritonMaxPooling(MaxPooling):
+def _parts(saved: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What a step saved itself, and what the layers below did whose quotients it takes."""
+    return (saved.own, saved.below) if isinstance(saved, Joined) else (saved, (None, None))
+
+
+def _result(out: Tensor, lower: object, shape: Sequence[int]) -> Any:
+    """Relevance of a value of that shape, or the quotients that stand for it."""
+    return out.reshape(len(out), *shape) if lower is None else Quotients(out)
+
+
+class TritonMaxPooling(Dividing, MaxPooling):
     """Max pooling by kernels."""
 
     backend = "triton"
@@ -83,16 +96,18 @@ class TritonMaxPooling(MaxPooling):
         y = y.to(x.dtype).reshape(*x.shape[: x.ndim - y.ndim + 1], *y.shape[1:])
         return y, (winners, images.shape, x.shape)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Any]:
         from relprop import kernels
 
-        winners, images, shape = saved
+        (winners, images, shape), below = _parts(saved)
+        lower = lower_of(below[0], images) if images == shape else None
         rows = _rows(r, len(images) - 2)
-        out = kernels.max_pool_relevance(rows, winners, images, *self.options(step.node))
-        return (out.reshape(len(r), *shape),)
+        options = self.options(step.node)
+        out = kernels.max_pool_relevance(rows, winners, images, *options, lower=lower)
+        return (_result(out, lower, shape),)
 
 
-class TritonAdaptiveMaxPooling(AdaptiveMaxPooling):
+class TritonAdaptiveMaxPooling(Dividing, AdaptiveMaxPooling):
     """Adaptive max pooling by kernels."""
 
     backend = "triton"
@@ -107,13 +122,14 @@ class TritonAdaptiveMaxPooling(AdaptiveMaxPooling):
         y = y.to(x.dtype).reshape(*x.shape[: x.ndim - y.ndim + 1], *y.shape[1:])
         return y, (winners, images.shape, x.shape)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Any]:
         from relprop import kernels
 
-        winners, images, shape = saved
+        (winners, images, shape), below = _parts(saved)
+        lower = lower_of(below[0], images) if images == shape else None
         rows = _rows(r, len(images) - 2)
-        out = kernels.adaptive_max_pool_relevance(rows, winners, images)
-        return (out.reshape(len(r), *shape),)
+        out = kernels.adaptive_max_pool_relevance(rows, winners, images, lower)
+        return (_result(out, lower, shape),)
 
 
 def _extents(node: Node, images: Tensor) -> list[int]:
@@ -131,8 +147,10 @@ class _Means:
         """The averages, float32."""
         raise TypeError(type(self).__name__)
 
-    def shares(self, node: Node, r: Tensor, y: Tensor, a: Tensor, epsilon: float) -> Tensor:
-        """Relevance of the images."""
+    def shares(
+        self, node: Node, r: Tensor, y: Tensor, a: Tensor, epsilon: float, lower: Any
+    ) -> Tensor:
+        """Relevance of the images, or the quotients of the layer below."""
         raise TypeError(type(self).__name__)
 
     def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
@@ -144,16 +162,17 @@ class _Means:
         shaped = y.to(x.dtype).reshape(*x.shape[: x.ndim - y.ndim + 1], *y.shape[1:])
         return shaped, (images, y, x.shape)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Any]:
         """Epsilon on the pooling's own map."""
-        images, y, shape = saved
+        (images, y, shape), below = _parts(saved)
+        lower = lower_of(below[0], shape) if images.shape == shape else None
         assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
         rows = _rows(r, images.ndim - 2)
-        out = self.shares(step.node, rows, y, images, step.rule.epsilon)
-        return (out.reshape(len(r), *shape),)
+        out = self.shares(step.node, rows, y, images, step.rule.epsilon, lower)
+        return (_result(out, lower, shape),)
 
 
-class TritonAveragePooling(_Means, AveragePooling):
+class TritonAveragePooling(_Means, Dividing, AveragePooling):
     """Average pooling by kernels."""
 
     def means(self, node: Node, images: Tensor) -> Tensor:
@@ -161,16 +180,18 @@ class TritonAveragePooling(_Means, AveragePooling):
 
         return kernels.average_pool(images, *self.options(node))
 
-    def shares(self, node: Node, r: Tensor, y: Tensor, a: Tensor, epsilon: float) -> Tensor:
+    def shares(
+        self, node: Node, r: Tensor, y: Tensor, a: Tensor, epsilon: float, lower: Any
+    ) -> Tensor:
         from relprop import kernels
 
         kernel, stride, padding, _, count_padding, divisor = self.options(node)
         return kernels.average_pool_relevance(
-            r, y, a, epsilon, kernel, stride, padding, count_padding, divisor
+            r, y, a, epsilon, kernel, stride, padding, count_padding, divisor, lower
         )
 
 
-class TritonAdaptiveAveragePooling(_Means, AdaptiveAveragePooling):
+class TritonAdaptiveAveragePooling(_Means, Dividing, AdaptiveAveragePooling):
     """Adaptive average pooling by kernels."""
 
     def means(self, node: Node, images: Tensor) -> Tensor:
@@ -178,10 +199,12 @@ class TritonAdaptiveAveragePooling(_Means, AdaptiveAveragePooling):
 
         return kernels.adaptive_average_pool(images, _extents(node, images))
 
-    def shares(self, node: Node, r: Tensor, y: Tensor, a: Tensor, epsilon: float) -> Tensor:
+    def shares(
+        self, node: Node, r: Tensor, y: Tensor, a: Tensor, epsilon: float, lower: Any
+    ) -> Tensor:
         from relprop import kernels
 
-        return kernels.adaptive_average_pool_relevance(r, y, a, epsilon)
+        return kernels.adaptive_average_pool_relevance(r, y, a, epsilon, lower)
 
 
 def _lines(shape: torch.Size, axes: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -258,39 +281,75 @@ class TritonMaximum(Maximum):
         return (_restored(shares, order, shape),)
 
 
-class TritonSum(Sum):
-    """a + b: the split by one kernel."""
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+"""Activations that a sum's kernel applies, for the sums that are the library's."""
+
+
+class TritonSum(Dividing, Sum):
+    """a + b: the value through its activation by one kernel, the split by one."""
 
     backend = "triton"
+    applies = True
+
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+        from relprop import kernels
+
+        activation = step.options.get("activation")
+        pair = [values[x.name] if isinstance(x, Ref) else x for x in step.node.args[:2]]
+        if _same_kind(pair):
+            check_operands(step.where, summand=pair[0], other=pair[1])
+            out = kernels.residual_sum(*pair, operand_factors(step.node), activation)
+        else:
+            out = step.node.evaluate(values)
+            out = out if activation is None else _FUNCTIONS[activation](out)
+        return out, self.save(step, values, out)
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         if isinstance(step.rule, Pass):
             return super().save(step, values, out)
         operands = []
-        for given, factor in zip(step.node.args[:2], operand_factors(step.node), strict=True):
+        for given in step.node.args[:2]:
             operand = torch.as_tensor(values[given.name] if isinstance(given, Ref) else given)
             operand = operand.to(out.device, torch.promote_types(operand.dtype, torch.float32))
             if not isinstance(given, Ref):
                 operand = operand.float()
             carries = isinstance(given, Ref) and given.name in step.inputs
-            operands.append((operand if factor == 1 else operand * factor, carries))
+            operands.append((operand, carries))
         check_operands(step.where, summand=operands[0][0], other=operands[1][0])
         return operands, out.shape
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Any]:
         from relprop import kernels
 
         if isinstance(step.rule, Pass):
             return super().relevance(step, saved, r, engine)
         assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
-        operands, shape = saved
+        (operands, shape), below = _parts(saved)
         left, right = (operand.expand(shape) for operand, _ in operands)
-        shares = kernels.residual_split(left, right, r, step.rule.epsilon)
+        layers = iter(below)
+        lower = [
+            lower_of(next(layers), shape) if carries and operand.shape == shape else None
+            for operand, carries in operands
+        ]
+        shares = kernels.residual_split(
+            left, right, r, step.rule.epsilon, operand_factors(step.node), (lower[0], lower[1])
+        )
         return [
-            unbroadcast(share, operand.shape)
-            for share, (operand, carries) in zip(shares, operands, strict=True)
+            unbroadcast(share, operand.shape) if layer is None else Quotients(share)
+            for share, (operand, carries), layer in zip(shares, operands, lower, strict=True)
             if carries
         ]
+
+
+def _same_kind(pair: Sequence[Any]) -> bool:
+    """Whether both are tensors of floats and of one shape, which the sum's kernel takes."""
+    tensors = all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim for x in pair)
+    return tensors and pair[0].shape == pair[1].shape
 
 
 OPERATIONS: dict[str, Operation] = {

@@ -190,10 +190,13 @@ class Winner(Operation):
     def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
         x = values[step.inputs[0]]
         out, indices = self.winners(step.node, x)
-        return out, (indices, x.shape)
+        within = math.prod(x.shape[x.ndim - self.pooled_axes(step.node, x.ndim) :])
+        short = within <= torch.iinfo(torch.int32).max  # kept until relevance comes, at half size
+        return out, (indices.int() if short else indices, x.shape)
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         indices, shape = saved
+        indices = indices.long()
         pooled = self.pooled_axes(step.node, len(shape))
         lead = shape[: len(shape) - pooled]
         result = r.new_zeros(r.shape[0], *lead, math.prod(shape[len(shape) - pooled :]))
@@ -236,9 +239,10 @@ class MaxPooling(Winner):
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         # the library's backward keeps channels_last and is several times faster than a scatter
         indices, shape = saved
+        indices = indices.long()
         node = step.node
         if node.op != "max_pool2d" or len(shape) != 4:
-            return super().relevance(step, saved, r, engine)
+            return super().relevance(step, (indices, shape), r, engine)
         options = [*self.options(node), argument(node, 5, "ceil_mode", False)]
         last = indices.is_contiguous(memory_format=torch.channels_last)
         form = torch.channels_last if last and indices.shape[1] > 1 else torch.contiguous_format

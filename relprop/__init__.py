@@ -1,5 +1,7 @@
 """relprop: relevance propagation (LRP) through captured PyTorch models, at high throughput."""
 
+from typing import TYPE_CHECKING, Any
+
 from relprop import backends, composites, errors, functional, methods, rules
 from relprop._version import __version__
 from relprop.composites import Composite
@@ -7,6 +9,9 @@ from relprop.errors import CaptureError, FileFormatError, InputError, PlanningEr
 from relprop.explainer import Explainer, explain
 from relprop.explanation import Explanation
 from relprop.inspection import check, info
+
+if TYPE_CHECKING:
+    from relprop.batch.reader import open_job
 
 __all__ = [
     "CaptureError",
@@ -26,5 +31,14 @@ __all__ = [
     "functional",
     "info",
     "methods",
+    "open_job",
     "rules",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "open_job":  # jobs are imported by those who use them
+        from relprop.batch.reader import open_job
+
+        return open_job
+    raise AttributeError(f"module 'relprop' has no attribute {name!r}")

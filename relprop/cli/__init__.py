@@ -13,11 +13,18 @@ from collections.abc import Iterator, Sequence
 from relprop.cli.arguments import parser
 from relprop.cli.commands import check, explain, info
 from relprop.cli.files import printable
+from relprop.cli.jobs import export, verify
 from relprop.errors import RelpropError
 
 __all__ = ["main"]
 
-COMMANDS = {"explain": explain, "check": check, "info": info}
+COMMANDS = {
+    "explain": explain,
+    "check": check,
+    "verify": verify,
+    "export": export,
+    "info": info,
+}
 FATAL = 2
 INTERRUPTED = 130
 

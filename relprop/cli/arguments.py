@@ -10,6 +10,7 @@ from typing import Any
 from relprop import data, models
 from relprop._version import __version__
 from relprop.cli.files import MAX_BYTES, MAX_PIXELS
+from relprop.cli.jobs import JOB_NOTES, add_job_commands, add_job_options
 
 __all__ = ["parser"]
 
@@ -146,12 +147,13 @@ def parser() -> argparse.ArgumentParser:
         "explain",
         help="explain a model on data",
         description=f"{DESCRIPTION}\n\n{EXPLAIN}",
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.replace("exit status", f"{JOB_NOTES}\nexit status"),
         **style,
     )
     _add_sources(explain)
     _add_method(explain)
     _add_output(explain)
+    add_job_options(explain, _count, _count_or_zero)
     check = commands.add_parser(
         "check",
         help="say which operations a model has, and which have no rule",
@@ -161,6 +163,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_sources(check)
     check.add_argument("--debug", action="store_true", help="show a stack trace on an error")
+    add_job_commands(commands, style, _count)
     commands.add_parser("info", help="say what is installed and which backends there are")
     return top
 
@@ -232,7 +235,9 @@ def _add_method(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--backend", default="auto", choices=("auto", "triton", "aten", "reference"))
     group.add_argument("--precision", default="highest", choices=("highest", "high", "medium"))
-    group.add_argument("--batch-size", type=_count, default=32, metavar="N", help="(%(default)s)")
+    group.add_argument(
+        "--batch-size", type=_count, metavar="N", help="(32; a job finds the fastest itself)"
+    )
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:

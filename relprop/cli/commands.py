@@ -12,6 +12,7 @@ import torch
 
 import relprop
 from relprop._version import __version__
+from relprop.cli import jobs
 from relprop.cli.files import printable
 from relprop.cli.job import Job, batches
 from relprop.cli.opening import method_options, open_inputs, output_key
@@ -22,9 +23,13 @@ from relprop.errors import InputError
 
 __all__ = ["check", "explain", "info"]
 
+BATCH_SIZE = 32
+
 
 def explain(arguments: argparse.Namespace) -> int:
     """`relprop explain`: 0 if every input was explained, 1 if some failed, 2 if all did."""
+    if arguments.job:
+        return jobs.run(arguments)
     model, source, device = open_inputs(arguments)
     output = output_key(arguments.output)
     explainer = relprop.Explainer(
@@ -76,7 +81,7 @@ def _run(job: Job, source: Source, arguments: argparse.Namespace, results: Resul
     total = min(len(source), arguments.limit or len(source))
     progress = Progress(total, arguments.quiet)
     try:
-        for batch in batches(islice(source, total), arguments.batch_size):
+        for batch in batches(islice(source, total), arguments.batch_size or BATCH_SIZE):
             for result in [batch] if isinstance(batch, Failed) else job.run(batch):
                 if isinstance(result, Failed):
                     results.fail(result)

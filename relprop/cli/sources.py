@@ -95,17 +95,17 @@ class Numbered(Sequence[str]):
     """The names `stem-00000`, `stem-00001`, … made when asked for."""
 
     def __init__(self, stem: str, count: int) -> None:
-        self.stem, self.count = stem, count
+        self.stem, self.size = stem, count
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.count))]
-        if not -self.count <= index < self.count:
+            return [self[i] for i in range(*index.indices(self.size))]
+        if not -self.size <= index < self.size:
             raise IndexError(index)
-        return f"{self.stem}-{index % self.count:05d}"
+        return f"{self.stem}-{index % self.size:05d}"
 
 
 @dataclass(frozen=True)

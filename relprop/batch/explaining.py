@@ -1,0 +1,288 @@
+"""Explaining: a batch that was read in, rows for a shard out; a bad sample costs only itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relprop.batch.loading import Inputs, Loaded
+from relprop.batch.reduce import Reduction
+from relprop.batch.rows import Failure, Rows
+from relprop.cli.files import printable
+from relprop.cli.job import SetupError
+from relprop.errors import CaptureError, InputError, PlanningError
+from relprop.explainer import Explainer
+
+__all__ = ["Explaining"]
+
+FATAL = (SetupError, CaptureError, PlanningError, torch.AcceleratorError)
+STORED = {"float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass
+class Explaining:
+    """Explains batches.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        explainer: explains it.
+        target: "predicted", "label", a class, or the indices of one entry of the output.
+        top: explain that many of the largest outputs instead.
+        reduction: what is kept of a map.
+        dtype: of what is kept.
+        maps: whether relevance is kept.
+        summaries: whether maps are handed on to be summed up.
+        device: where the model is.
+    """
+
+    model: nn.Module
+    explainer: Explainer
+    target: str | int | tuple[int, ...]
+    top: int | None
+    reduction: Reduction
+    dtype: str
+    maps: bool
+    summaries: bool
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        floating = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        self._floating = next(floating, torch.float32)
+
+    def probe(self, loaded: Loaded) -> None:
+        """Explain one sample, to find what is wrong with the job before it starts.
+
+        Raises:
+            SetupError: not even an input of zeros can be explained.
+        """
+        places, inputs = loaded.groups[0]
+        one = self._placed(inputs.map(lambda value: value[:1]))
+        labels = [loaded.labels[int(places[0])]]
+        try:
+            self._rows(one, labels)
+        except FATAL:
+            raise
+        except InputError:
+            zeros = one.map(torch.zeros_like) if one.lengths is None else one
+            try:
+                self._rows(zeros, labels)
+            except InputError as error:
+                if self.target != "label":
+                    raise SetupError(str(error)) from None
+
+    def time(self, inputs: Inputs, labels: list[int | None]) -> None:
+        """Explain a batch for the clock alone."""
+        self._rows(self._placed(inputs), labels)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def __call__(self, loaded: Loaded) -> tuple[Rows | None, list[Failure]]:
+        """Rows of the samples that could be explained, and the others.
+
+        Raises:
+            SetupError, CaptureError, PlanningError: nothing can be explained, whatever the input.
+        """
+        failures = dict(loaded.failures)
+        found: dict[int, dict[str, Any]] = {}
+        for places, inputs in loaded.groups:
+            labels = [loaded.labels[int(place)] for place in places]
+            bad: dict[int, str] = {}
+            columns = self._sound(self._placed(inputs), labels, bad)
+            for row, place in enumerate(places.tolist()):
+                if row in bad and place not in failures:
+                    name, index = loaded.names[place], loaded.task.start + place
+                    failures[place] = Failure(index, name, bad[row])
+            if columns is not None:
+                each = enumerate(places.tolist())
+                found |= {place: {"row": row, "of": columns} for row, place in each}
+        kept = [place for place in sorted(found) if place not in failures]
+        order = sorted(failures)
+        rows = _gathered(loaded, [found[place] for place in kept], kept) if kept else None
+        return rows, [failures[place] for place in order]
+
+    def _placed(self, inputs: Inputs) -> Inputs:
+        def place(value: Tensor) -> Tensor:
+            dtype = self._floating if value.is_floating_point() else value.dtype
+            return value.to(self.device, dtype, non_blocking=True)
+
+        return inputs.map(place)
+
+    def _sound(
+        self, inputs: Inputs, labels: list[int | None], bad: dict[int, str]
+    ) -> dict[str, Any] | None:
+        """Columns of a batch; if it fails, of the batch with stand-ins for the samples at fault."""
+        try:
+            return self._rows(inputs, labels)
+        except FATAL:
+            raise
+        except (InputError, RuntimeError, MemoryError) as error:
+            reason = _reason(error)
+        count = len(labels)
+        for row in range(count):
+            try:
+                one = inputs.map(lambda value, row=row: value[row : row + 1])  # type: ignore[misc]
+                self._rows(one, labels[row : row + 1])
+            except FATAL:
+                raise
+            except (InputError, RuntimeError, MemoryError) as error:
+                bad[row] = _reason(error)
+        sound = [row for row in range(count) if row not in bad]
+        if sound:
+            order = torch.tensor([sound[0] if row in bad else row for row in range(count)])
+            replaced = inputs.map(lambda value: value[order.to(value.device)])
+            try:
+                return self._rows(replaced, [labels[row] for row in order.tolist()])
+            except (InputError, RuntimeError, MemoryError) as error:
+                reason = _reason(error)
+        bad.update({row: reason for row in sound})
+        return None
+
+    def _rows(self, inputs: Inputs, labels: list[int | None]) -> dict[str, Any]:
+        count = len(labels)
+        result = self.explainer.explain(
+            *inputs.args,
+            kwargs=inputs.kwargs,
+            target=self._target(labels),
+            lengths=None if inputs.trimmed else inputs.lengths,
+            report=False,
+        )
+        relevance, output = result.relevance, result.output
+        if not isinstance(relevance, Tensor):
+            raise SetupError(
+                f"the model has {len(relevance)} explained inputs; a job stores the relevance of "
+                "one: pass the others as whole numbers, or close over them"
+            )
+        target = result.target
+        target = _target_column(target, count)
+        many = target is not None and target.ndim == 2 and self.top is not None
+        lead = 2 if many else 1
+        maps = self.reduction.maps(relevance, lead)
+        reduced = self.reduction.pick(maps, lead)
+        values = reduced.relevance.to(STORED[self.dtype])
+        if self.dtype == "float16" and not torch.isfinite(values).all():
+            raise InputError("relevance beyond the range of float16; use --dtype float32")
+        lengths = None if inputs.lengths is None else inputs.lengths.tolist()
+        return {
+            "relevance": self._cut(values.cpu(), lengths, lead) if self.maps else None,
+            "position": None if reduced.position is None else reduced.position.cpu(),
+            "maps": self._cut(maps.float().cpu(), lengths, lead) if self.summaries else None,
+            "target": torch.full((count,), -1) if target is None else target.cpu(),
+            "score": _scores(output, target, many).float().cpu(),
+            "prediction": _predictions(output, count).cpu(),
+            "label": torch.tensor([-1 if label is None else label for label in labels]),
+            "delta": result.convergence_delta.float().cpu(),
+            "lead": lead,
+        }
+
+    def _cut(self, values: Tensor, lengths: list[int] | None, lead: int) -> Tensor | list[Tensor]:
+        """Padding taken off whole maps of sequences."""
+        if lengths is None or self.reduction.steps or self.reduction.top is not None:
+            return values
+        return [row.narrow(lead - 1, 0, length) for row, length in zip(values, lengths)]
+
+    def _target(self, labels: list[int | None]) -> Any:
+        if self.top is not None:
+            return _largest(self.top)
+        if self.target == "predicted":
+            return _predicted
+        if self.target == "label":
+            if None in labels:
+                raise InputError("no label to explain; see --labels, or use --target predicted")
+            return labels
+        return self.target
+
+
+def _largest(count: int) -> Callable[[Tensor], Tensor]:
+    def largest(output: Tensor) -> Tensor:
+        if output.ndim != 2 or output.shape[1] < count:
+            raise SetupError(
+                f"--top {count}: the model's output has shape {list(output.shape)}; expected "
+                f"[batch, at least {count}]"
+            )
+        # a stable order, so that equal outputs do not depend on the device
+        return output.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+    return largest
+
+
+def _predicted(output: Tensor) -> Tensor | None:
+    if output.numel() == len(output):
+        return None
+    if output.ndim != 2:
+        raise SetupError(
+            f"the model's output has shape {list(output.shape)}, so there is no predicted class; "
+            "name one entry, for instance --target 0,3"
+        )
+    return output.argmax(1)
+
+
+def _target_column(target: Any, count: int) -> Tensor | None:
+    """Explained entries, `[n]`, or `[n, targets]`, or `[n, dims]` for an output of many axes."""
+    if target is None or isinstance(target, Tensor):
+        return target
+    if isinstance(target, list):
+        return torch.tensor(target)
+    return torch.tensor(target).expand(count, *([len(target)] if isinstance(target, tuple) else []))
+
+
+def _scores(output: Tensor, target: Tensor | None, many: bool) -> Tensor:
+    if target is None:
+        return output.reshape(len(output))
+    target = target.to(output.device)
+    if many:
+        return output.gather(1, target)
+    entry = target.reshape(len(output), -1)
+    return output[(torch.arange(len(output), device=output.device), *entry.unbind(1))]
+
+
+def _predictions(output: Tensor, count: int) -> Tensor:
+    if output.ndim == 2 and output.shape[1] > 1:
+        return output.argmax(1)
+    return torch.full((count,), -1)
+
+
+def _gathered(loaded: Loaded, found: list[dict[str, Any]], kept: list[int]) -> Rows:
+    """The rows of all groups of a batch, in the samples' order."""
+    whole = found[0]["of"]
+    one = all(entry["of"] is whole for entry in found)
+    order = torch.tensor([entry["row"] for entry in found])
+
+    def column(name: str) -> Any:
+        if whole[name] is None:
+            return None
+        if one and isinstance(whole[name], Tensor):
+            own = whole[name]
+            return own if len(order) == len(own) else own[order]
+        rows = [entry["of"][name][entry["row"]] for entry in found]
+        together = isinstance(rows[0], Tensor) and len({row.shape for row in rows}) == 1
+        return torch.stack(rows) if together else rows
+
+    columns = {name: column(name) for name in ("target", "score", "prediction", "label", "delta")}
+    if whole["position"] is not None:
+        columns["position"] = column("position")
+    maps, classes = column("maps"), columns["target"]
+    if maps is not None and whole["lead"] == 2:
+        maps = (
+            [row for rows in maps for row in rows] if isinstance(maps, list) else maps.flatten(0, 1)
+        )
+        classes = classes.flatten()
+    return Rows(
+        index=torch.tensor([loaded.task.start + place for place in kept]),
+        names=[loaded.names[place] for place in kept],
+        relevance=column("relevance"),
+        columns=columns,
+        maps=maps,
+        classes=classes,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, InputError):
+        return printable(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "out of memory; try a smaller input"
+    return f"{type(error).__name__}: {printable(error, 200)}"

@@ -1,0 +1,129 @@
+"""How a job goes, on standard error: one line, redrawn on a terminal, repeated elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TextIO
+
+from relprop.batch.worker import Tally
+
+__all__ = ["Status", "Stop", "closing", "stages"]
+
+TERMINAL_SECONDS = 0.2
+LOG_SECONDS = 30.0
+
+
+class Stop:
+    """Whether the user wants a job to end: Ctrl-C or a scheduler's SIGTERM."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    @contextmanager
+    def listening(self, say: bool) -> Iterator[None]:
+        """The first signal asks to stop after the current batch; the second stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+            if say:
+                print("relprop: stopping after this batch", file=sys.stderr, flush=True)
+
+        earlier = {number: signal.signal(number, handle) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Status:
+    """Progress of a job.
+
+    Args:
+        total: samples of the job.
+        quiet: no progress, only lines.
+        workers: how many share the work, for the stages' shares.
+        stream: where to; standard error.
+    """
+
+    def __init__(
+        self, total: int, quiet: bool, workers: int = 1, stream: TextIO | None = None
+    ) -> None:
+        self.stream = sys.stderr if stream is None else stream
+        self.total, self.quiet, self.workers = total, quiet, workers
+        self.terminal = self.stream.isatty()
+        self.done = 0
+        self._busy: dict[int, dict[str, float]] = {}
+        self._started = self._drawn = time.monotonic()
+
+    def advance(self, samples: int, busy: dict[str, float], worker: int = 0) -> None:
+        """Count samples of a worker that are done."""
+        self.done += samples
+        self._busy[worker] = dict(busy)
+        now = time.monotonic()
+        pause = TERMINAL_SECONDS if self.terminal else LOG_SECONDS
+        if not self.quiet and now - self._drawn >= pause:
+            self._drawn = now
+            start, end = ("\r\033[K", "") if self.terminal else ("", "\n")
+            self.stream.write(f"{start}{self.text(now - self._started)}{end}")
+            self.stream.flush()
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        self.clear()
+        print(f"relprop: {text}", file=self.stream, flush=True)
+
+    def clear(self) -> None:
+        """Take the progress off the terminal's line."""
+        if self.terminal and not self.quiet:
+            self.stream.write("\r\033[K")
+            self.stream.flush()
+
+    def text(self, seconds: float) -> str:
+        """The line after so many seconds."""
+        rate = self.done / max(seconds, 1e-9)
+        left = (self.total - self.done) / max(rate, 1e-9)
+        sums: dict[str, float] = {}
+        for busy in self._busy.values():
+            for stage, spent in busy.items():
+                sums[stage] = sums.get(stage, 0.0) + spent
+        shares = stages(sums, seconds * self.workers)
+        return f"{self.done}/{self.total}  {rate:.1f}/s  {shares}  {_clock(left)} left"
+
+
+def stages(busy: dict[str, float], seconds: float) -> str:
+    """What share of the time each stage was at work; they overlap."""
+    return " ".join(f"{name} {spent / max(seconds, 1e-9):.0%}" for name, spent in busy.items())
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def closing(tally: Tally, workers: int) -> str:
+    """The line after a run: its own speed and stages."""
+    if not tally.samples:
+        return f"nothing to do: {tally.found} shards were there"
+    rate = tally.samples / max(tally.seconds, 1e-9)
+    return (
+        f"{tally.samples} samples in {tally.seconds:.1f} s, {rate:.1f}/s; "
+        f"{stages(tally.busy, tally.seconds * workers)}"
+    )

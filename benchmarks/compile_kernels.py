@@ -278,7 +278,7 @@ def others() -> list[tuple[str, Callable[[], object]]]:
             )
             assert above.y is not None
             s = kernels.quotient(above, torch.empty((1, *above.y.shape), device="meta"))
-            kernels.adjoint(above, s, lower=below)
+            kernels.adjoint(above, s, lower=kernels.below(below, x.shape))
 
     return [
         ("residual split", lambda: kernels.residual_split(a, a, r, 1e-6)),

@@ -22,6 +22,7 @@ __all__ = [
     "adjoint",
     "average_pool",
     "average_pool_relevance",
+    "below",
     "compile_rule",
     "contraction",
     "flat_relevance",
@@ -31,6 +32,7 @@ __all__ = [
     "prepare_weights",
     "quotient",
     "residual_split",
+    "residual_sum",
 ]
 
 _HOMES = {
@@ -44,6 +46,7 @@ _HOMES = {
     "adjoint": "layer",
     "average_pool": "pool",
     "average_pool_relevance": "pool",
+    "below": "layer",
     "compile_rule": "program",
     "contraction": "layer",
     "flat_relevance": "flat",
@@ -53,6 +56,7 @@ _HOMES = {
     "prepare_weights": "pointwise",
     "quotient": "layer",
     "residual_split": "pointwise",
+    "residual_sum": "pointwise",
 }
 
 

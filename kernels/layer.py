@@ -5,6 +5,7 @@ Everything is a plain tensor; K targets are a leading axis of relevance that sav
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -14,13 +15,18 @@ from torch import Tensor
 from relprop.errors import InputError
 from relprop.kernels import conv_launch, linear
 from relprop.kernels.operands import AdjointCall, ContractionCall, Lower, Weight
-from relprop.kernels.pointwise import ordered_empty, prepare_weights, quotients
+from relprop.kernels.pointwise import (
+    ordered_empty,
+    prepare_weights,
+    quotient_empty,
+    quotients,
+)
 from relprop.kernels.program import Program, compile_rule
 from relprop.kernels.tiling import Tile
 from relprop.maps import Conv, Dense, LinearMap
 from relprop.rules import Epsilon, LinearRule
 
-__all__ = ["Contraction", "adjoint", "contraction", "quotient"]
+__all__ = ["Contraction", "adjoint", "below", "contraction", "quotient"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ def contraction(
     save: bool = True,
     output: bool = True,
     activation: str | None = None,
+    rectified: bool = False,
     in_registers: bool = False,
     weight: Weight | None = None,
     z: Tensor | None = None,
@@ -74,6 +81,8 @@ def contraction(
         save: whether to write the denominators.
         output: whether to write the output.
         activation: of the output: None, "relu", "sigmoid", "silu" or "gelu".
+        rectified: whether no relevance arrives where the output's relu is 0: there the denominator
+            may be 0 too, so that output and denominator can be one tensor.
         in_registers: modify the weights inside the product kernels instead of once in memory.
         weight: what `prepare_weights` returned for this layer before.
         z: denominators found before, of a rule whose denominators do not depend on the input.
@@ -89,12 +98,14 @@ def contraction(
     shape = _output_shape(linear_map, a, w)
     joined = output and program.own_input and program.output is not None and save
     known = z
-    z = _save(linear_map, program, a, shape) if save and known is None else None
-    same = joined and _is_output(program, b, activation)
+    one = joined and _is_denominator(program, b)
+    same = one and activation is None
+    over = one and activation == "relu" and rectified
+    z = _save(linear_map, program, a, shape) if save and known is None and not over else None
     y = None
     if joined and not same:
         y = _empty(linear_map, (), shape, a)
-    if z is not None:
+    if z is not None or over:
         source = a if program.own_input else _first(linear_map, a)
         _launch(
             ContractionCall(
@@ -105,6 +116,9 @@ def contraction(
     if same:
         assert z is not None
         y = z[0]
+    elif over:
+        assert y is not None
+        z = y[None]
     elif output and not joined:
         plain = compile_rule(Epsilon())
         y = _empty(linear_map, (), shape, a)
@@ -121,14 +135,14 @@ def quotient(saved: Contraction, r: Tensor) -> Tensor:
     """Quotients `[1 or 2, targets, batch, ...]` of relevance `[targets, batch, ...]`."""
     if saved.z is None:
         raise InputError("quotient: the contraction saved no denominators; call it with save=True")
-    return quotients(saved.program, saved.z, r)
+    return quotients(saved.program, saved.z, r, saved.map.feature_axis)
 
 
 def adjoint(
     saved: Contraction,
     s: Tensor,
     *,
-    lower: Contraction | None = None,
+    lower: Lower | None = None,
     precision: str = "highest",
     tile: Tile | None = None,
 ) -> Tensor:
@@ -137,8 +151,8 @@ def adjoint(
     Args:
         saved: the layer's contraction.
         s: its quotients, `[1 or 2, targets, batch, ...]`.
-        lower: the contraction of the layer whose output, elementwise activations apart, is this
-            layer's input and has no other consumer: its quotient is taken in the epilogue.
+        lower: the layer (`below`) whose output, elementwise activations apart, is this layer's
+            input and has no other consumer: its quotient is taken in the epilogue.
         precision: of the products.
         tile: block sizes; None chooses by shape.
 
@@ -146,31 +160,41 @@ def adjoint(
         `[targets, *a.shape]`, float32; with `lower`, `[1 or 2, targets, *a.shape]`.
     """
     a, targets = saved.a, s.shape[1]
-    below = None
-    parts = 1
-    if lower is not None:
-        below = _below(lower, a)
-        parts = 1 if below.program.mode == "one" else 2
+    parts = 1 if lower is None else lower.program.parts
     if isinstance(saved.map, Conv):
-        flat = ordered_empty((parts,), (targets * a.shape[0], *a.shape[1:]), a)
-        s = s.flatten(1, 2)
+        axis = saved.map.feature_axis if lower is None else lower.feature_axis
+        out = quotient_empty(parts, targets, a.shape, a, axis)
     else:
-        flat = a.new_empty((parts, targets, *a.shape), dtype=torch.float32)
-        s = s.contiguous()
-    call = AdjointCall(saved.map, saved.program, s, a, saved.weight, flat, below, precision, tile)
+        sizes = (targets, *a.shape[:-1], parts, a.shape[-1])
+        out = a.new_empty(sizes, dtype=torch.float32).movedim(-2, 0)
+    call = AdjointCall(
+        saved.map, saved.program, s.flatten(1, 2), a, saved.weight.of(saved.program.adjoint),
+        out.flatten(1, 2), lower, precision, tile,
+    )  # fmt: skip
     (conv_launch if isinstance(saved.map, Conv) else linear).propagate(call)
-    out = flat.unflatten(1, (targets, a.shape[0])) if isinstance(saved.map, Conv) else flat
     return out if lower is not None else out[0]
 
 
-def _below(lower: Contraction, a: Tensor) -> Lower:
+def below(lower: Contraction, shape: Sequence[int]) -> Lower:
+    """A layer as the one whose quotient the operation above takes in its epilogue.
+
+    Args:
+        lower: the layer's contraction.
+        shape: of the input of the operation above, which is the layer's output but for elementwise
+            activations.
+
+    Raises:
+        InputError: the layer saved no denominator for each element.
+    """
     z = lower.z
-    if z is None or z.shape[1:] != a.shape:
+    if z is not None and not lower.program.own_input and z.dim() == 1 + len(shape):
+        z = z.expand(z.shape[0], *shape)
+    if z is None or z.shape[1:] != shape:
         raise InputError(
-            f"adjoint: the layer below saved {None if z is None else tuple(z.shape)}; expected "
-            f"denominators shaped like this layer's input, {tuple(a.shape)}, for every element"
+            f"below: the layer below saved {None if z is None else tuple(z.shape)}; expected "
+            f"denominators shaped like the input above it, {tuple(shape)}, for every element"
         )
-    return Lower(lower.program, z)
+    return Lower(lower.program, z, lower.map.feature_axis)
 
 
 def _launch(call: ContractionCall) -> None:
@@ -241,7 +265,7 @@ def _first(linear_map: LinearMap, a: Tensor) -> Tensor:
     return a[:1] if isinstance(linear_map, Conv) else a.reshape(prod(a.shape[:-1]), a.shape[-1])[:1]
 
 
-def _is_output(program: Program, b: Tensor | None, activation: str | None) -> bool:
+def _is_denominator(program: Program, b: Tensor | None) -> bool:
     """Whether the one denominator that is saved is the layer's output itself."""
     plain = program.saved == 1 and program.output == "first"
-    return plain and activation is None and (b is None or program.bias[0].kind == "identity")
+    return plain and (b is None or program.bias[0].kind == "identity")

@@ -309,16 +309,19 @@ def contract(call: ContractionCall) -> None:
 
 def propagate(call: AdjointCall) -> None:
     """Launch `dense_adjoint`, once for every two input factors of the rule."""
-    s, a = call.s, _rows(call.a)
-    s = s.reshape(s.shape[0], prod(s.shape[1:-1]), s.shape[-1])
+    a, s, out = _rows(call.a), _part_rows(call.s), _part_rows(call.out)
     weight, program = call.weight, call.program
     (_, m, k), n = s.shape, a.shape[1]
     if m * n == 0:
         return
     box = LeftBox.of(program, call.a, feature_axis=-1)
     box_rows = box.tensor.reshape(2, prod(box.tensor.shape[1:-1]), n) if box.boxed else a[None]
-    lower = call.lower.z if call.lower else a
-    out = call.out.reshape(call.out.shape[0], m, n)
+    lower = a[None]
+    if call.lower is not None:
+        lower = call.lower.z
+        if not call.lower.program.own_input:
+            lower = lower[(slice(None), *(slice(0, 1),) * (lower.dim() - 2))]
+        lower = lower.reshape(len(lower), -1, n)
     for step in call.passes():
         operand, precision = operand_type(weight.source, call.precision, adjoint=True)
         lefts, parts = (1, 1) if step.stacked else (s.shape[0], weight.parts)
@@ -332,7 +335,8 @@ def propagate(call: AdjointCall) -> None:
             s, weight.tensor, a, box_rows, lower, out, m, n, k, max(a.shape[0], 1),
             s.stride(0), s.stride(1), weight.tensor.stride(0), w_k, w_n, *a.stride(),
             *box_rows.stride(), box_rows.shape[1], box.start, box.stop,
-            lower.stride(0), n, out.stride(0), n, program.gamma, *call.lower_numbers(),
+            lower.stride(0), n if lower.shape[1] > 1 else 0, out.stride(0), out.stride(1),
+            program.gamma, *call.lower_numbers(),
             LEFTS=s.shape[0], WEIGHTS=weight.parts,
             TERMS=terms(step.products, weight.atoms, False), STACKED=step.stacked,
             FACTORS=tuple((BOX_ATOMS if box.boxed else ATOMS)[f] for f in step.factors),
@@ -341,6 +345,12 @@ def propagate(call: AdjointCall) -> None:
             BM=tile.m, BN=tile.n, BK=tile.k, GROUP=tile.group,
             num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=FUSION,
         )  # fmt: skip
+
+
+def _part_rows(tensor: Tensor) -> Tensor:
+    """Parts `[parts, ..., features]` with the axes between flattened, features side by side."""
+    rows = tensor.reshape(tensor.shape[0], prod(tensor.shape[1:-1]), tensor.shape[-1])
+    return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
 def _programs(m: int, n: int, tile: Tile) -> int:

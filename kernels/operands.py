@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,15 @@ class Weight:
 
     @property
     def parts(self) -> int:
+        """Weights in memory."""
         return self.tensor.shape[0]
+
+    def of(self, products: Sequence[Product]) -> Weight:
+        """Those that the products use, where they are in memory one by one."""
+        if self.atoms is not None:
+            return self
+        last = max(product.weight for product in products)
+        return Weight(self.tensor[: last + 1], None, self.source)
 
 
 @dataclass(frozen=True)
@@ -111,10 +119,24 @@ class Lower:
     Attributes:
         program: of the layer below.
         z: what its contraction saved, `[saved, *a.shape]` of this layer's input.
+        feature_axis: of the layer's output, from the end.
     """
 
     program: Program
     z: Tensor
+    feature_axis: int
+
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        """Stabilizer and scales of its quotient."""
+        return self.program.epsilon, *self.program.scales
+
+    def mode(self, a: Tensor) -> str:
+        """The quotient's mode; "input" where the one denominator is the input `a` above itself."""
+        z = self.z[0]
+        same = a.untyped_storage()._cdata == z.untyped_storage()._cdata
+        same = same and a.storage_offset() == z.storage_offset() and a.stride() == z.stride()
+        return "input" if same and self.program.mode == "one" else self.program.mode
 
 
 @dataclass(frozen=True)
@@ -130,7 +152,7 @@ class Pass:
     @property
     def quotients(self) -> int:
         """Quotients of the layer below that the epilogue takes."""
-        return 0 if self.lower is None else 1 if self.lower == "one" else 2
+        return 0 if self.lower is None else 1 if self.lower in ("one", "input") else 2
 
     @property
     def reads(self) -> bool:
@@ -172,10 +194,9 @@ class AdjointCall:
                 products=products[:1] if stacked else products,
                 add=first > 0,
                 stacked=stacked,
-                lower=self.lower.program.mode if self.lower and last else None,
+                lower=self.lower.mode(self.a) if self.lower and last else None,
             )
 
     def lower_numbers(self) -> tuple[float, float, float]:
         """Stabilizer and scales of the lower layer's quotient."""
-        program = self.lower.program if self.lower else self.program
-        return program.epsilon, *program.scales
+        return self.lower.numbers if self.lower else (0.0, 1.0, 1.0)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from relprop.kernels.modifiers import ATOMS
-from relprop.kernels.operands import Weight
+from relprop.kernels.modifiers import ACTIVATIONS, ATOMS
+from relprop.kernels.operands import Lower, Weight
 from relprop.kernels.program import Program
 from relprop.kernels.tiles import FUSION, interpreted, ratio, shares
 
-__all__ = ["ordered_empty", "prepare_weights", "quotients", "residual_split"]
+__all__ = [
+    "ordered_empty",
+    "prepare_weights",
+    "quotient_empty",
+    "quotients",
+    "residual_split",
+    "residual_sum",
+]
 
 BLOCK = 1024
 INTERPRETER_BLOCK = 16_384
@@ -32,6 +40,44 @@ def modified_weights(w, out, n, gamma, ATOM0: tl.constexpr, ATOM1: tl.constexpr,
 
 
 @triton.jit
+def store_shares(
+    r,
+    z,
+    stride_z,
+    s,
+    row,
+    n,
+    inner,
+    offsets,
+    mask,
+    epsilon,
+    scale0,
+    scale1,
+    MODE: tl.constexpr,
+):
+    """Store the quotients of relevance r by z [1 or 2, n], or r itself where MODE is None.
+
+    Two quotients go to s [rows, n / inner, 2, inner], halves of one row-major buffer.
+    """
+    start = s + row * tl.cast(n, tl.int64)
+    if MODE is None:
+        tl.store(start + offsets, r, mask=mask)
+    else:
+        z0 = tl.load(z + offsets, mask=mask, other=1.0)
+        z1 = z0
+        if MODE != "one":
+            z1 = tl.load(z + stride_z + offsets, mask=mask, other=1.0)
+        s0, s1 = shares(r, z0, z1, epsilon, scale0, scale1, MODE)
+        if MODE == "one":
+            tl.store(start + offsets, s0, mask=mask)
+        else:
+            start += row * tl.cast(n, tl.int64)
+            halves = offsets + (offsets // inner) * inner
+            tl.store(start + halves, s0, mask=mask)
+            tl.store(start + halves + inner, s1, mask=mask)
+
+
+@triton.jit
 def quotient(
     r,
     z,
@@ -39,44 +85,84 @@ def quotient(
     rows,
     n,
     stride_z,
-    stride_s,
+    inner,
     epsilon,
     scale0,
     scale1,
     MODE: tl.constexpr,
     B: tl.constexpr,
 ):
-    """s [1 or 2, rows, n] of r [rows, n] and z [1 or 2, n]: every row shares z."""
+    """s [rows, n], or [rows, n / inner, 2, inner], of r [rows, n] and z [1 or 2, n]."""
     offsets = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     mask = offsets < n
-    z0 = tl.load(z + offsets, mask=mask, other=1.0)
-    z1 = z0
-    if MODE != "one":
-        z1 = tl.load(z + stride_z + offsets, mask=mask, other=1.0)
-    wide = tl.cast(n, tl.int64)
     for row in range(tl.program_id(1), rows, tl.num_programs(1)):
-        place = row * wide + offsets
+        place = row * tl.cast(n, tl.int64) + offsets
         value = tl.load(r + place, mask=mask, other=0.0).to(tl.float32)
-        s0, s1 = shares(value, z0, z1, epsilon, scale0, scale1, MODE)
-        tl.store(s + place, s0, mask=mask)
-        if MODE != "one":
-            tl.store(s + stride_s + place, s1, mask=mask)
+        store_shares(
+            value, z, stride_z, s, row, n, inner, offsets, mask, epsilon, scale0, scale1, MODE
+        )
 
 
 @triton.jit
-def sum_shares(a, b, r, out, rows, n, stride_o, epsilon, B: tl.constexpr):
-    """out [2, rows, n]: the shares of a [n] and b [n] in r [rows, n], by st(a + b)."""
+def sum_values(a, b, y, n, alpha, beta, ACTIVATION: tl.constexpr, B: tl.constexpr):
+    """y [n], the activation of alpha a + beta b."""
     offsets = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     mask = offsets < n
     left = tl.load(a + offsets, mask=mask, other=0.0).to(tl.float32)
     right = tl.load(b + offsets, mask=mask, other=0.0).to(tl.float32)
-    wide = tl.cast(n, tl.int64)
+    value = ACTIVATION(alpha * left + beta * right)
+    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def sum_shares(
+    a,
+    b,
+    r,
+    out0,
+    out1,
+    lower0,
+    lower1,
+    rows,
+    n,
+    stride_l0,
+    stride_l1,
+    inner0,
+    inner1,
+    alpha,
+    beta,
+    epsilon,
+    epsilon0,
+    scale00,
+    scale01,
+    epsilon1,
+    scale10,
+    scale11,
+    LOWER0: tl.constexpr,
+    LOWER1: tl.constexpr,
+    B: tl.constexpr,
+):
+    """The shares of alpha a [n] and beta b [n] in r [rows, n], by st(alpha a + beta b).
+
+    Where a summand is the output of a layer (LOWER0, LOWER1), what that layer's quotient makes of
+    its share.
+    """
+    offsets = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
+    mask = offsets < n
+    left = alpha * tl.load(a + offsets, mask=mask, other=0.0).to(tl.float32)
+    right = beta * tl.load(b + offsets, mask=mask, other=0.0).to(tl.float32)
     for row in range(tl.program_id(1), rows, tl.num_programs(1)):
-        place = row * wide + offsets
+        place = row * tl.cast(n, tl.int64) + offsets
         value = tl.load(r + place, mask=mask, other=0.0).to(tl.float32)
         s = ratio(value, left + right, epsilon)
-        tl.store(out + place, left * s, mask=mask)
-        tl.store(out + stride_o + place, right * s, mask=mask)
+        store_shares(
+            left * s, lower0, stride_l0, out0, row, n, inner0, offsets, mask,
+            epsilon0, scale00, scale01, LOWER0,
+        )  # fmt: skip
+        store_shares(
+            right * s, lower1, stride_l1, out1, row, n, inner1, offsets, mask,
+            epsilon1, scale10, scale11, LOWER1,
+        )  # fmt: skip
 
 
 def _grid(n: int, rows: int) -> tuple[tuple[int, int], int]:
@@ -92,15 +178,44 @@ def _order(like: Tensor) -> list[int]:
     return sorted(range(1, like.dim()), key=lambda axis: -like.stride()[axis])
 
 
-def ordered_empty(lead: Sequence[int], shape: Sequence[int], like: Tensor) -> Tensor:
-    """An uninitialised float32 `[*lead, *shape]` whose axes lie in memory as those of `like` do.
+def ordered_empty(
+    lead: Sequence[int], shape: Sequence[int], like: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """An uninitialised `[*lead, *shape]` whose axes lie in memory as those of `like` do.
 
     `shape` has as many axes as `like`, the first of them the batch.
     """
     order = [0, *_order(like)]
-    empty = like.new_empty([*lead, *(shape[axis] for axis in order)], dtype=torch.float32)
+    empty = like.new_empty([*lead, *(shape[axis] for axis in order)], dtype=dtype)
     back = sorted(range(len(order)), key=order.__getitem__)
     return empty.permute(*range(len(lead)), *(len(lead) + axis for axis in back))
+
+
+def quotient_empty(
+    parts: int, targets: int, shape: Sequence[int], like: Tensor, feature_axis: int
+) -> Tensor:
+    """An uninitialised float32 `[parts, targets, *shape]` for quotients.
+
+    Laid out as `like`, the parts side by side in front of the features: as one operand of twice the
+    features, they meet stacked weights in a single product.
+    """
+    if parts == 1:
+        return ordered_empty((1, targets), shape, like)
+    order = [0, *_order(like)]
+    axis = feature_axis % len(order)
+    sizes: list[int] = [targets]
+    for i in order:
+        sizes += [parts, shape[i]] if i == axis else [shape[i]]
+    empty = like.new_empty(sizes, dtype=torch.float32)
+    empty = empty.movedim(1 + order.index(axis), 0)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return empty.permute(0, 1, *(2 + place for place in back))
+
+
+def _inner(like: Tensor, feature_axis: int) -> int:
+    """Elements of `like`, as it lies in memory, from one step before its features on."""
+    order = [0, *_order(like)]
+    return prod(like.shape[i] for i in order[order.index(feature_axis % len(order)) :])
 
 
 def _flat(tensor: Tensor, lead: int, like: Tensor) -> Tensor:
@@ -109,19 +224,20 @@ def _flat(tensor: Tensor, lead: int, like: Tensor) -> Tensor:
     return tensor.permute(axes).contiguous()
 
 
-def quotients(program: Program, z: Tensor, r: Tensor) -> Tensor:
+def quotients(program: Program, z: Tensor, r: Tensor, feature_axis: int) -> Tensor:
     """The quotients of a rule's groups.
 
     Args:
         program: the rule.
         z: what the contraction saved, `[saved, batch, ...]`; batch 1 if it is input-independent.
         r: relevance of the output, `[targets, batch, ...]`.
+        feature_axis: of the output's features, from the end.
 
     Returns:
-        `[quotients, targets, batch, ...]`, float32, laid out as `z`.
+        `[quotients, targets, batch, ...]`, float32, laid out as `z`, two of them as halves of one
+        row-major buffer.
     """
-    parts = 1 if program.mode == "one" else 2
-    s = ordered_empty((parts, r.shape[0]), r.shape[1:], z[0])
+    s = quotient_empty(program.parts, r.shape[0], r.shape[1:], z[0], feature_axis)
     if s.numel() == 0:
         return s
     flat_z, flat_r = _flat(z, 1, z[0]), _flat(r, 1, z[0])
@@ -129,32 +245,77 @@ def quotients(program: Program, z: Tensor, r: Tensor) -> Tensor:
     rows = r.numel() // n
     grid, block = _grid(n, rows)
     quotient[grid](
-        flat_r, flat_z, s, rows, n, n, rows * n, program.epsilon, *program.scales,
-        MODE=program.mode, B=block, enable_fp_fusion=FUSION,
+        flat_r, flat_z, s, rows, n, n, _inner(z[0], feature_axis), program.epsilon,
+        *program.scales, MODE=program.mode, B=block, enable_fp_fusion=FUSION,
     )  # fmt: skip
     return s
 
 
-def residual_split(a: Tensor, b: Tensor, r: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def residual_sum(
+    a: Tensor,
+    b: Tensor,
+    factors: tuple[float, float] = (1.0, 1.0),
+    activation: str | None = None,
+) -> Tensor:
+    """The activation of a sum of two tensors of one shape, `factors[0] * a + factors[1] * b`.
+
+    Returns:
+        Of the wider of their types, laid out as `a`.
+    """
+    y = ordered_empty((), a.shape, a, torch.promote_types(a.dtype, b.dtype))
+    if y.numel():
+        (blocks, _), block = _grid(a.numel(), 1)
+        sum_values[(blocks,)](
+            _flat(a, 0, a), _flat(b, 0, a), y, a.numel(), *map(float, factors),
+            ACTIVATION=ACTIVATIONS[activation], B=block, enable_fp_fusion=FUSION,
+        )  # fmt: skip
+    return y
+
+
+def residual_split(
+    a: Tensor,
+    b: Tensor,
+    r: Tensor,
+    epsilon: float,
+    factors: tuple[float, float] = (1.0, 1.0),
+    lower: tuple[Lower | None, Lower | None] = (None, None),
+) -> tuple[Tensor, Tensor]:
     """The shares of two summands of one shape.
 
     Args:
         a, b: the summands, `[batch, ...]` (expand a broadcast one, and sum its share afterwards).
         r: relevance of the sum, `[targets, batch, ...]`.
         epsilon: the stabilizer.
+        factors: with which the summands enter the sum.
+        lower: for a summand that is the output of a layer, that layer, whose quotient is taken.
 
     Returns:
-        Relevance of `a` and of `b`, shaped like `r`, float32.
+        Relevance of `a` and of `b`, shaped like `r`, float32; with `lower` the quotients
+        `[1 or 2, *r.shape]`.
     """
-    out = ordered_empty((2, r.shape[0]), a.shape, a)
-    if out.numel():
+    axes = [-1 if below is None else below.feature_axis for below in lower]
+    outs = [
+        ordered_empty((r.shape[0],), a.shape, a)
+        if below is None
+        else quotient_empty(below.program.parts, r.shape[0], a.shape, a, below.feature_axis)
+        for below in lower
+    ]
+    if r.numel():
         n = a.numel()
         grid, block = _grid(n, r.shape[0])
+        zs = [outs[0] if below is None else _flat(below.z, 1, a) for below in lower]
+        numbers = [
+            number
+            for below in lower
+            for number in ((0.0, 1.0, 1.0) if below is None else below.numbers)
+        ]
         sum_shares[grid](
-            _flat(a, 0, a), _flat(b, 0, a), _flat(r, 1, a), out, r.shape[0], n, r.numel(),
-            epsilon, B=block, enable_fp_fusion=FUSION,
+            _flat(a, 0, a), _flat(b, 0, a), _flat(r, 1, a), *outs, *zs, r.shape[0], n, n, n,
+            *(_inner(a, axis) for axis in axes), *map(float, factors), epsilon, *numbers,
+            LOWER0=lower[0] and lower[0].program.mode, LOWER1=lower[1] and lower[1].program.mode,
+            B=block, enable_fp_fusion=FUSION,
         )  # fmt: skip
-    return out[0], out[1]
+    return outs[0], outs[1]
 
 
 def prepare_weights(

@@ -16,8 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from relprop.kernels.conv_launch import lift, lifted_strides
-from relprop.kernels.pointwise import ordered_empty
-from relprop.kernels.tiles import FUSION, ratio
+from relprop.kernels.operands import Lower
+from relprop.kernels.pointwise import ordered_empty, quotient_empty
+from relprop.kernels.tiles import FUSION, ratio, shares
 from relprop.kernels.tiling import direct_tile
 
 __all__ = [
@@ -145,9 +146,39 @@ def max_pool_kernel(
 
 
 @triton.jit
+def finish_pool(
+    total,
+    lower,
+    stride_lp,
+    lower_offsets,
+    out,
+    stride_op,
+    offsets,
+    epsilon,
+    scale0,
+    scale1,
+    mask,
+    LOWER: tl.constexpr,
+):
+    """Write relevance, or the quotients of the layer below that the pooled values come from."""
+    if LOWER is None:
+        tl.store(out + offsets, total, mask=mask)
+    else:
+        z0 = tl.load(lower + lower_offsets, mask=mask, other=1.0)
+        z1 = z0
+        if LOWER != "one":
+            z1 = tl.load(lower + stride_lp + lower_offsets, mask=mask, other=1.0)
+        s0, s1 = shares(total, z0, z1, epsilon, scale0, scale1, LOWER)
+        tl.store(out + offsets, s0, mask=mask)
+        if LOWER != "one":
+            tl.store(out + stride_op + offsets, s1, mask=mask)
+
+
+@triton.jit
 def max_pool_adjoint(
     r,
     winners,
+    lower,
     out,
     images,
     saved_images,
@@ -168,13 +199,24 @@ def max_pool_adjoint(
     stride_wd,
     stride_wh,
     stride_ww,
+    stride_lp,
+    stride_lb,
+    stride_lc,
+    stride_ld,
+    stride_lh,
+    stride_lw,
+    stride_op,
     stride_xb,
     stride_xc,
     stride_xd,
     stride_xh,
     stride_xw,
+    lower_epsilon,
+    scale0,
+    scale1,
     AXES: tl.constexpr,
     ADAPTIVE: tl.constexpr,
+    LOWER: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -196,8 +238,23 @@ def max_pool_adjoint(
             image, yd, yh, yw, channel, stride_rb, stride_rc, stride_rd, stride_rh, stride_rw
         )
         total += tl.load(r + offsets, mask=seen & won, other=0.0).to(tl.float32)
+    below = place(
+        image % saved_images,
+        d,
+        h,
+        w,
+        channel,
+        stride_lb,
+        stride_lc,
+        stride_ld,
+        stride_lh,
+        stride_lw,
+    )
     offsets = place(image, d, h, w, channel, stride_xb, stride_xc, stride_xd, stride_xh, stride_xw)
-    tl.store(out + offsets, total, mask=mask)
+    finish_pool(
+        total, lower, stride_lp, below, out, stride_op, offsets, lower_epsilon, scale0, scale1,
+        mask, LOWER,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -257,6 +314,7 @@ def average_pool_adjoint(
     r,
     y,
     a,
+    lower,
     out,
     images,
     saved_images,
@@ -282,6 +340,13 @@ def average_pool_adjoint(
     stride_ad,
     stride_ah,
     stride_aw,
+    stride_lp,
+    stride_lb,
+    stride_lc,
+    stride_ld,
+    stride_lh,
+    stride_lw,
+    stride_op,
     stride_xb,
     stride_xc,
     stride_xd,
@@ -289,9 +354,13 @@ def average_pool_adjoint(
     stride_xw,
     divisor,
     epsilon,
+    lower_epsilon,
+    scale0,
+    scale1,
     AXES: tl.constexpr,
     ADAPTIVE: tl.constexpr,
     PADDED: tl.constexpr,
+    LOWER: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -325,8 +394,12 @@ def average_pool_adjoint(
         total += ratio(value, mean, epsilon) / count[:, None]
     offsets = place(saved, d, h, w, channel, stride_ab, stride_ac, stride_ad, stride_ah, stride_aw)
     total *= tl.load(a + offsets, mask=mask, other=0.0).to(tl.float32)
+    below = place(saved, d, h, w, channel, stride_lb, stride_lc, stride_ld, stride_lh, stride_lw)
     offsets = place(image, d, h, w, channel, stride_xb, stride_xc, stride_xd, stride_xh, stride_xw)
-    tl.store(out + offsets, total, mask=mask)
+    finish_pool(
+        total, lower, stride_lp, below, out, stride_op, offsets, lower_epsilon, scale0, scale1,
+        mask, LOWER,
+    )  # fmt: skip
 
 
 def _axes(
@@ -424,6 +497,7 @@ def max_pool_relevance(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
+    lower: Lower | None = None,
 ) -> Tensor:
     """Winner takes all.
 
@@ -432,17 +506,23 @@ def max_pool_relevance(
         winners: of `max_pool`.
         shape: of the input of the pooling.
         kernel, stride, padding, dilation: as in `max_pool`.
+        lower: the layer (`relprop.kernels.below`) that the pooled values come from, if its quotient
+            is to be taken at once.
 
     Returns:
-        `[targets, *shape]`, float32, laid out as the winners.
+        `[targets, *shape]`, float32, laid out as the winners; with `lower` its quotients,
+        `[1 or 2, targets, *shape]`.
     """
-    return _winner_relevance(r, winners, shape, _axes(kernel, stride, padding, dilation), False)
+    axes = _axes(kernel, stride, padding, dilation)
+    return _winner_relevance(r, winners, shape, axes, False, lower)
 
 
-def adaptive_max_pool_relevance(r: Tensor, winners: Tensor, shape: Sequence[int]) -> Tensor:
+def adaptive_max_pool_relevance(
+    r: Tensor, winners: Tensor, shape: Sequence[int], lower: Lower | None = None
+) -> Tensor:
     """Winner takes all in adaptive max pooling; arguments as in `max_pool_relevance`."""
     axes = _adaptive_axes(shape[2:], winners.shape[2:])
-    return _winner_relevance(r, winners, shape, axes, True)
+    return _winner_relevance(r, winners, shape, axes, True, lower)
 
 
 def _winner_relevance(
@@ -451,18 +531,37 @@ def _winner_relevance(
     shape: Sequence[int],
     axes: tuple[tuple[int, ...], ...],
     adaptive: bool,
+    lower: Lower | None,
 ) -> Tensor:
     spatial, targets = len(shape) - 2, r.shape[0]
-    out = ordered_empty((), (targets * shape[0], *shape[1:]), winners)
-    r = r.flatten(0, 1)
+    out = _relevance_empty(lower, targets, shape, winners)
+    r, rows = r.flatten(0, 1), out.flatten(1, 2)
     _launch(
-        max_pool_adjoint, (out.shape[0], *shape[2:]), shape[1],
-        r, winners, out, out.shape[0], shape[0], shape[1],
+        max_pool_adjoint, (rows.shape[1], *shape[2:]), shape[1],
+        r, winners, out if lower is None else lower.z, out, rows.shape[1], shape[0], shape[1],
         *lift(shape[2:], 1), *lift(r.shape[2:], 1), *lifted_strides(r, spatial),
-        *lifted_strides(winners, spatial), *lifted_strides(out, spatial),
-        AXES=axes, ADAPTIVE=adaptive,
+        *lifted_strides(winners, spatial), *_lower_strides(lower, spatial),
+        *lifted_strides(rows, spatial), *_lower_numbers(lower), AXES=axes, ADAPTIVE=adaptive,
+        LOWER=lower and lower.program.mode,
     )  # fmt: skip
-    return out.unflatten(0, (targets, shape[0]))
+    return out if lower is not None else out[0]
+
+
+def _relevance_empty(
+    lower: Lower | None, targets: int, shape: Sequence[int], like: Tensor
+) -> Tensor:
+    """`[parts, targets, *shape]`: relevance, or the one or two quotients of the layer below."""
+    if lower is None:
+        return ordered_empty((1, targets), shape, like)
+    return quotient_empty(lower.program.parts, targets, shape, like, lower.feature_axis)
+
+
+def _lower_strides(lower: Lower | None, spatial: int) -> tuple[int, ...]:
+    return (0,) * 6 if lower is None else lifted_strides(lower.z, spatial)
+
+
+def _lower_numbers(lower: Lower | None) -> tuple[float, float, float]:
+    return (0.0, 1.0, 1.0) if lower is None else lower.numbers
 
 
 def average_pool(
@@ -515,6 +614,7 @@ def average_pool_relevance(
     padding: Sequence[int],
     count_include_pad: bool = True,
     divisor: int | None = None,
+    lower: Lower | None = None,
 ) -> Tensor:
     """Epsilon on the pooling's own map.
 
@@ -524,18 +624,21 @@ def average_pool_relevance(
         a: the input.
         epsilon: the stabilizer, on the mean.
         kernel, stride, padding, count_include_pad, divisor: as in `average_pool`.
+        lower: as in `max_pool_relevance`.
 
     Returns:
-        `[targets, *a.shape]`, float32.
+        `[targets, *a.shape]`, float32; with `lower` its quotients, `[1 or 2, targets, *a.shape]`.
     """
     axes = _axes(kernel, stride, padding, [1] * len(kernel))
-    return _mean_relevance(r, y, a, epsilon, axes, False, count_include_pad, divisor)
+    return _mean_relevance(r, y, a, epsilon, axes, False, count_include_pad, divisor, lower)
 
 
-def adaptive_average_pool_relevance(r: Tensor, y: Tensor, a: Tensor, epsilon: float) -> Tensor:
+def adaptive_average_pool_relevance(
+    r: Tensor, y: Tensor, a: Tensor, epsilon: float, lower: Lower | None = None
+) -> Tensor:
     """Epsilon on adaptive average pooling; arguments as in `average_pool_relevance`."""
     axes = _adaptive_axes(a.shape[2:], y.shape[2:])
-    return _mean_relevance(r, y, a, epsilon, axes, True, True, None)
+    return _mean_relevance(r, y, a, epsilon, axes, True, True, None, lower)
 
 
 def _mean_relevance(
@@ -547,15 +650,17 @@ def _mean_relevance(
     adaptive: bool,
     padded: bool,
     divisor: int | None,
+    lower: Lower | None,
 ) -> Tensor:
     spatial, targets = a.dim() - 2, r.shape[0]
-    out = ordered_empty((), (targets * a.shape[0], *a.shape[1:]), a)
-    r = r.flatten(0, 1)
+    out = _relevance_empty(lower, targets, a.shape, a)
+    r, rows = r.flatten(0, 1), out.flatten(1, 2)
     _launch(
-        average_pool_adjoint, (out.shape[0], *a.shape[2:]), a.shape[1],
-        r, y, a, out, out.shape[0], a.shape[0], a.shape[1],
+        average_pool_adjoint, (rows.shape[1], *a.shape[2:]), a.shape[1],
+        r, y, a, out if lower is None else lower.z, out, rows.shape[1], a.shape[0], a.shape[1],
         *lift(a.shape[2:], 1), *lift(y.shape[2:], 1), *lifted_strides(r, spatial),
-        *lifted_strides(y, spatial), *lifted_strides(a, spatial), *lifted_strides(out, spatial),
-        divisor or 0, epsilon, AXES=axes, ADAPTIVE=adaptive, PADDED=padded,
+        *lifted_strides(y, spatial), *lifted_strides(a, spatial), *_lower_strides(lower, spatial),
+        *lifted_strides(rows, spatial), divisor or 0, epsilon, *_lower_numbers(lower), AXES=axes,
+        ADAPTIVE=adaptive, PADDED=padded, LOWER=lower and lower.program.mode,
     )  # fmt: skip
-    return out.unflatten(0, (targets, a.shape[0]))
+    return out if lower is not None else out[0]

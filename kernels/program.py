@@ -79,9 +79,9 @@ class Program:
         return any(product.factor != "one" for product in self.products)
 
     @property
-    def quotients(self) -> int:
-        """Number of s tensors."""
-        return 1 + max(product.left for product in self.adjoint)
+    def parts(self) -> int:
+        """Number of quotients."""
+        return 1 if self.mode == "one" else 2
 
     @property
     def saved(self) -> int:

@@ -250,7 +250,10 @@ def finish_adjoint(
     ADD: tl.constexpr,
     LOWER: tl.constexpr,
 ):
-    """Multiply by the input; write R, or what the layer below makes of it: its s."""
+    """Multiply by the input; write R, or what the layer below makes of it: its s.
+
+    LOWER "input" is mode "one" with the input itself for denominator.
+    """
     if BOXED:
         r = FACTORS[0](a, low, high, pixel) * acc0
         if len(FACTORS) == 2:
@@ -263,6 +266,9 @@ def finish_adjoint(
         r += tl.load(out + out_offsets, mask=mask, other=0.0)
     if LOWER is None:
         tl.store(out + out_offsets, r.to(out.dtype.element_ty), mask=mask)
+    elif LOWER == "input":
+        s0, s1 = shares(r, a, a, epsilon, scale0, scale1, "one")
+        tl.store(out + out_offsets, s0, mask=mask)
     else:
         z0 = tl.load(lower + lower_offsets, mask=mask, other=1.0)
         z1 = z0

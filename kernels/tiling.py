@@ -150,7 +150,10 @@ def _interpreter_tile(m: int, n: int, k: int) -> Tile:
     """Few programs and few steps: the interpreter's cost is per operation, not per number."""
     rows, columns = (min(64, max(16, triton.next_power_of_2(size))) for size in (m, n))
     while triton.cdiv(m, rows) * triton.cdiv(n, columns) > 32:
-        rows *= 2
+        if triton.cdiv(m, rows) >= triton.cdiv(n, columns):
+            rows *= 2
+        else:
+            columns *= 2
     return Tile(rows, columns, min(64, max(16, triton.next_power_of_2(k))))
 
 

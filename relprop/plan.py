@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from relprop.analysis import Facts, analyse, carrying_refs
-from relprop.backends import Backend, LinearCall, get
+from relprop.backends import Backend, Fusing, LinearCall, get
 from relprop.composites import Composite, LayerInfo
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
@@ -81,6 +81,8 @@ class Plan:
         binder.raise_problems()
         steps = rectify(graph, steps, output)
         steps = served(steps, get(backend))
+        if isinstance(fusing := get(backend), Fusing):
+            steps = fusing.fuse(graph, steps, output)
         return cls(graph, steps, output, facts, method or repr(composite), backend)
 
     @cached_property
@@ -245,6 +247,8 @@ class _Binder:
         if isinstance(rule, Norm) and rule.epsilon is None:
             rule = Norm(self.composite.stabilizer)
         step = Step(node, found, inputs, rule)
+        if isinstance(found, Recurrence):
+            step = replace(step, options={"precision": self.precision})
         if found.carry == "product":
             return self._product(step)
         return self._linear(step) if found.carry == "linear" else step

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.backends import Backend
+from relprop.backends.joined import joined
 from relprop.capture import CAPTURE_LOCK
 from relprop.conservation import StepRecord
 from relprop.errors import InputError, RelpropError, is_out_of_memory
@@ -156,6 +157,7 @@ def relevance(
     `batch[0]` of them.
     """
     wanted = set(wanted)
+    formed = wanted if records is None else None
     found: dict[str, Tensor] = {}
     pending: dict[str, Any] = {plan.output: start}
     for number, (name, step) in reversed(list(enumerate(plan.steps.items()))):
@@ -165,7 +167,7 @@ def relevance(
             continue
         if name in wanted:
             found[name] = r
-        parts = _relevance_step(step, saved, r, engine)
+        parts = _relevance_step(step, joined(step, saved, passed.saved, formed), r, engine)
         if records is not None:
             records.append(_record(plan.graph, number, step, r, parts, *batch))
         for source, part in zip(step.inputs, parts, strict=True):

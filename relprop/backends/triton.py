@@ -1,4 +1,4 @@
-"""The Triton backend: linear layers, pooling and residual sums are kernels of `relprop.kernels`.
+"""The Triton backend: linear, pooling and recurrent layers and residual sums are kernels.
 
 It never falls back on the library: a layer of these kinds that no kernel serves is refused when the
 plan is made, what no kernel takes (float64, a tensor outside the GPU) when it runs.  What merely
@@ -18,6 +18,7 @@ from relprop.backends import LinearCall
 from relprop.backends.joined import Joined, Quotients
 from relprop.backends.triton_fusion import FusedCall, Saved, fuse, lower_of
 from relprop.backends.triton_operations import OPERATIONS, check_operands
+from relprop.backends.triton_recurrent import RECURRENT, check_rule
 from relprop.errors import InputError
 from relprop.graph import Graph
 from relprop.layers import Operation, Step
@@ -49,9 +50,12 @@ class TritonBackend:
 
     def operation(self, step: Step) -> Operation:
         """See `relprop.backends.Backend.operation`."""
-        found = OPERATIONS.get(step.node.op, step.operation)
+        served = OPERATIONS | RECURRENT
+        found = served.get(step.node.op, step.operation)
         if found.kind in _SERVED and found.backend != self.name:
             raise refuse(step, "backend='triton' has no kernel for it; use backend='aten'")
+        if found.kind == "recurrent":
+            check_rule(step)
         return found
 
     def fuse(self, graph: Graph, steps: Mapping[str, Step], output: str) -> dict[str, Step]:

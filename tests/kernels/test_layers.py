@@ -381,7 +381,7 @@ def test_fused_quotient_of_the_layer_below(lower: LinearRule, upper: LinearRule)
     above = kernels.contraction(Dense(), upper, below.y, torch.randn(4, 7), torch.randn(4))
     s = kernels.quotient(above, torch.randn(2, 3, 4))
     expected = kernels.quotient(below, kernels.adjoint(above, s))
-    fused = kernels.adjoint(above, s, lower=below)
+    fused = kernels.adjoint(above, s, lower=kernels.below(below, above.a.shape))
     torch.testing.assert_close(fused, expected, rtol=1e-6, atol=0)
 
 
@@ -403,7 +403,7 @@ def test_fused_quotient_below_a_convolution(lower: LinearRule) -> None:
     assert above.y is not None
     s = kernels.quotient(above, torch.randn(2, *above.y.shape))
     expected = kernels.quotient(below, kernels.adjoint(above, s))
-    fused = kernels.adjoint(above, s, lower=below)
+    fused = kernels.adjoint(above, s, lower=kernels.below(below, above.a.shape))
     torch.testing.assert_close(fused, expected, rtol=1e-6, atol=0)
 
 

@@ -70,7 +70,8 @@ def test_pooling_and_a_residual_launch_a_kernel_each(method: str, launches: Coun
         "average_pool_kernel": 2,
         "dense_adjoint": 1,
         "conv_adjoint": 3,
-        "quotient": 4,
+        "quotient": 1,
+        "sum_values": 1,
         "sum_shares": 1,
         "average_pool_adjoint": 2,
         "max_pool_adjoint": 1,
@@ -79,7 +80,46 @@ def test_pooling_and_a_residual_launch_a_kernel_each(method: str, launches: Coun
     table = {line.split()[1]: line for line in str(explainer.plan).splitlines()[2:] if line}
     for operation in ("conv_map", "dense_map", "diagonal_map", "max_pool2d", "add", "avg_pool2d"):
         assert " triton " in table[operation]
-    assert " aten " in table["relu"]
+    assert " triton " in table["relu"]
+
+
+@pytest.mark.parametrize("method", ["lrp_epsilon", "lrp_alpha2_beta1", "lrp_gamma", "lrp_w_square"])
+def test_joined_steps_give_what_they_give_one_by_one(method: str, launches: Counter[str]) -> None:
+    model, x = Residual().eval(), torch.randn(2, 2, 6, 6)
+    explainer = relprop.Explainer(model, method, backend="triton", layers=["second"])
+    target = torch.tensor([[0, 2], [1, 1]])
+    joined = explainer(x, target=target)
+    fused = launches["quotient"]
+    launches.clear()
+    apart = explainer.explain(x, target=target)  # forms the relevance of every layer
+    assert fused == 1 and launches["quotient"] == 4
+    torch.testing.assert_close(joined, apart.relevance, rtol=1e-5, atol=1e-6 * joined.abs().max())
+    assert apart.layers["second"].shape == (2, 2, 4, 3, 3)
+
+
+class Branches(nn.Module):
+    """A layer read twice, an activation of no kernel, one that is no pass, a tail of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 6)
+        self.second = nn.Linear(6, 6)
+        self.third = nn.Linear(6, 6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.first(x))
+        y = F.gelu(self.second(x), approximate="tanh")
+        return self.last(F.silu(self.third(y)) + x)
+
+
+def test_what_is_read_twice_is_not_joined(launches: Counter[str]) -> None:
+    model, x = Branches().eval(), torch.randn(2, 5)
+    found = explained(model, x, "lrp_epsilon", "triton")
+    expected = explained(model, x, "lrp_epsilon", "reference")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # `first` has two readers: its relevance is a sum, and it divides on its own
+    assert launches["quotient"] == 2 and launches["dense_adjoint"] == 4
 
 
 def test_reductions_launch_a_kernel_each(launches: Counter[str]) -> None:
@@ -170,25 +210,22 @@ def test_pass_on_a_linear_layer_computes_its_value_by_a_kernel(launches: Counter
     assert launches["dense_contraction"] == 2 and launches["dense_adjoint"] == 1
 
 
-class Recurrent(nn.Module):
-    """An LSTM's last output, resampled on the way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cells = nn.LSTM(3, 4, batch_first=True)
+class Resampled(nn.Module):
+    """Two kinds of resampling that no kernel serves."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="linear")
-        return self.cells(x.transpose(1, 2))[0][:, -1]
+        x = F.interpolate(x, scale_factor=2, mode="bicubic")
+        grid = x.new_zeros(1, 1, 1, 2).expand(len(x), 1, 1, 2)
+        return F.grid_sample(x, grid, align_corners=False).flatten(1)
 
 
 def test_what_has_no_kernel_is_refused_with_all_its_places() -> None:
-    explainer = relprop.Explainer(Recurrent().eval(), "lrp_epsilon", backend="triton")
+    explainer = relprop.Explainer(Resampled().eval(), "lrp_epsilon", backend="triton")
     with pytest.raises(PlanningError) as error:
-        explainer(torch.randn(2, 3, 5), target=0)
+        explainer(torch.randn(2, 3, 5, 4), target=0)
     lines = str(error.value).splitlines()
     assert len(lines) == 2 and all("use backend='aten'" in line for line in lines)
-    assert "upsample_linear1d" in lines[0] and "'cells' (lstm)" in lines[1]
+    assert "upsample_bicubic2d" in lines[0] and "grid_sampler" in lines[1]
 
 
 @pytest.mark.parametrize("layer", [nn.MaxPool1d(2), nn.AvgPool1d(2)], ids=str)

@@ -7,7 +7,6 @@ known: the blocks where A and B stand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,10 +60,6 @@ class Task(Dataset[tuple[Tensor, int, Tensor]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         return self._image(self.blocks[index]), int(self.labels[index]), self.masks[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int, Tensor]]:
-        """Several samples, as a DataLoader asks for them."""
-        return [self[index] for index in indices]
 
     def _image(self, blocks: Tensor) -> Tensor:
         """`[..., blocks]` → `[..., 1, 28, 28 * blocks]`."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 __all__ = ["Dropout", "Features", "HalfSumPool", "convolution", "dense", "initialised"]
 
-DROPPED = 0.2
+KEPT = 0.8
 
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -56,6 +56,18 @@ class HalfSumPool(nn.Module):
         return 2 * F.avg_pool2d(maps, 2, ceil_mode=True)
 
 
+def _mask(like: Tensor) -> Tensor:
+    """1 / KEPT with probability KEPT, else 0, for each unit of a tensor.
+
+    From 16 random bits each: on a CPU a draw for every unit, as by bernoulli_, takes a third of the
+    training step.
+    """
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
+    bits = words.random_(-(2**63), None).view(torch.int16)[: like.numel()]
+    kept = bits < round(KEPT * 2**16) - 2**15
+    return kept.view(like.shape).to(like.dtype).mul_(1 / KEPT)
+
+
 class Dropout(nn.Module):
     """Dropout that keeps four fifths of the units, in a pass over several steps.
 
@@ -72,8 +84,8 @@ class Dropout(nn.Module):
         if not self.training:
             return lambda x: x
         if not self.stationary:
-            return lambda x: F.dropout(x, DROPPED)
-        mask = F.dropout(torch.ones_like(like), DROPPED)
+            return lambda x: x * _mask(x)
+        mask = _mask(like)
         return lambda x: x * mask
 
     def extra_repr(self) -> str:

@@ -34,8 +34,9 @@ class Deep(nn.Module):
         features = self.features(images)
         state = features.new_zeros(len(features), self.recur.out_features)
         drop = self.dropout.begin(state)
-        for u in features.unbind(1):
-            h = torch.relu(self.hidden(drop(torch.cat([drop(u), state], 1))))
+        # D([D(u), r]) is [D(D(u)), D(r)]: what needs no state is done for all steps at once
+        for u in drop(drop(features)).unbind(1):
+            h = torch.relu(self.hidden(torch.cat([u, drop(state)], 1)))
             state = torch.relu(self.recur(drop(h)))
         o = torch.relu(self.out(drop(h)))
         logits: Tensor = self.output(drop(o))

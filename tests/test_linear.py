@@ -419,3 +419,16 @@ def test_reference_works_in_inference_mode_on_inference_tensors() -> None:
             GEOMETRIES["conv2d"].map, case.a, case.w, case.b, case.r[0], rule
         )
     assert found.shape == case.a.shape and not found.requires_grad
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 instructions"
+)
+@pytest.mark.parametrize(("rows", "exact"), [(3, True), (63, True), (64, False)])
+def test_medium_precision_leaves_products_of_few_rows_in_float32(rows: int, exact: bool) -> None:
+    """Bringing the weight to bfloat16 would cost more than the product; a frozen one has it."""
+    a, w = torch.rand(rows, 40), torch.randn(30, 40)
+    call = LinearCall(Dense(), rules.Epsilon(), precision="medium")
+    z = torch.nn.functional.linear(a, w)
+    assert torch.equal(ATEN.forward(call, a, w, None)[0], z) == exact
+    assert not torch.equal(ATEN.forward(call, a, w, None, {})[0], z)

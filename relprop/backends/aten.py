@@ -12,6 +12,7 @@ from relprop.backends import LinearCall
 from relprop.backends.forms import Form, Layer, form_of
 from relprop.backends.products import Products, effective_precision, float32_products
 from relprop.layers import Operation, Step
+from relprop.maps import Dense
 
 __all__ = ["AtenBackend"]
 
@@ -47,9 +48,10 @@ class AtenBackend:
         dtype = torch.promote_types(torch.promote_types(a.dtype, w.dtype), torch.float32)
         kept, cache = cache is not None, {} if cache is None else cache
         precision = effective_precision(call.precision, a.device)
+        rows = a.shape[:-1].numel() if isinstance(call.map, Dense) and not kept else None
         layer = Layer(
             rule=call.rule,
-            products=Products(call.map, w.detach().to(dtype), precision, cache),
+            products=Products(call.map, w.detach().to(dtype), precision, cache, rows),
             b=None if b is None else b.detach().to(dtype),
             shape=a.shape,
             nonnegative=call.nonnegative,

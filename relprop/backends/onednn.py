@@ -16,8 +16,6 @@ from relprop.maps import Conv
 
 __all__ = ["fused_adjoint", "fused_contraction", "turned", "turns"]
 
-_DTYPES = (torch.float32, torch.bfloat16)
-
 
 def _available() -> bool:
     operator = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
@@ -32,7 +30,7 @@ def _serves(conv: Conv, a: Tensor, w: Tensor, other: Tensor | None) -> bool:
     return (
         layout is not None
         and a.device.type == "cpu"
-        and a.dtype in _DTYPES
+        and a.dtype is torch.float32
         and w.dtype is a.dtype
         and not conv.transposed
         and a.numel() > 0
@@ -55,7 +53,7 @@ def fused_contraction(
     rectify: bool = False,
 ) -> Tensor | None:
     """W a + b, plus `add`, then max(., 0) if asked; a new tensor, or None where not served."""
-    if not _serves(conv, a, w, add) or (add is None and not rectify):
+    if (add is None and not rectify) or not _serves(conv, a, w, add):
         return None
     return _convolution(conv, a, w, b, add, "add", rectify)
 

@@ -18,6 +18,7 @@ from relprop.rules import IDENTITY, NEGATIVE, POSITIVE, Modifier
 __all__ = ["ABSOLUTE", "Products", "effective_precision", "float32_products", "modified"]
 
 ABSOLUTE = Modifier("absolute")
+FEW_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,24 @@ class Products:
         w: its weight, float32 or float64.
         precision: see `relprop.backends.LinearCall`.
         cache: keeps derived weights; they are functions of `w` alone.
+        rows: how many input vectors a product takes; below `FEW_ROWS` it costs less than bringing
+            the weight to bfloat16.
     """
 
     def __init__(
-        self, linear_map: LinearMap, w: Tensor, precision: str, cache: dict[Any, Any]
+        self,
+        linear_map: LinearMap,
+        w: Tensor,
+        precision: str,
+        cache: dict[Any, Any],
+        rows: int | None = None,
     ) -> None:
         self.map = linear_map
         self.w = w
         self.cache = cache
         self.precision = precision
         narrow = precision == "medium" and w.dtype is not torch.float64
+        narrow = narrow and (rows is None or rows >= FEW_ROWS)
         self.dtype = torch.bfloat16 if narrow else w.dtype
 
     @property

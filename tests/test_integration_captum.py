@@ -25,7 +25,7 @@ from captum.attr._utils.custom_modules import Addition_Module  # noqa: E402
 
 import relprop.integrations.captum as ours  # noqa: E402
 from relprop.functional import linear_relevance  # noqa: E402
-from relprop.integrations.captum.rules import ScaledWeights  # noqa: E402
+from relprop.integrations.terms import ScaledWeights  # noqa: E402
 
 configurations: Any = pytest.importorskip("captum.testing.attr.helpers.test_config").config
 

@@ -24,52 +24,13 @@ from relprop.composites import Composite, LayerInfo
 from relprop.composites.composite import adapted, fits
 from relprop.errors import PlanningError
 from relprop.integrations import peer
-from relprop.rules import (
-    IDENTITY,
-    Epsilon,
-    Group,
-    LinearRule,
-    Modifier,
-    Norm,
-    Pass,
-    Rule,
-    Term,
-)
+from relprop.integrations.terms import ScaledWeights
+from relprop.rules import Epsilon, LinearRule, Norm, Pass, Rule
 
-__all__ = ["EPSILON", "ModuleRules", "ScaledWeights", "composite_of", "converted", "ruled"]
+__all__ = ["EPSILON", "ModuleRules", "composite_of", "converted", "ruled"]
 
 EPSILON = 1e-9
 """Captum's stabilizer."""
-
-
-@dataclass(frozen=True)
-class ScaledWeights(LinearRule):
-    """Epsilon with max(W, 0) counted `gain` times more, or alone.  Captum's Gamma, Alpha1_Beta0.
-
-    Args:
-        gain: W becomes W + gain * max(W, 0); None makes it max(W, 0).
-        epsilon: the stabilizer.
-        zero_params: "bias" leaves the bias out of the denominator.
-    """
-
-    gain: float | None = None
-
-    def __init__(
-        self,
-        gain: float | None = None,
-        epsilon: float = EPSILON,
-        zero_params: str | None = None,
-    ) -> None:
-        for name, value in (("gain", gain), ("epsilon", epsilon), ("zero_params", zero_params)):
-            object.__setattr__(self, name, value)
-        self.__post_init__()
-
-    def terms(self) -> tuple[Group, ...]:
-        if self.gain is None:
-            weight = Modifier("positive")
-        else:
-            weight = Modifier("plus_positive", self.gain)
-        return (Group((Term(IDENTITY, weight),), bias=IDENTITY),)
 
 
 @dataclass(frozen=True, repr=False, init=False)

@@ -24,7 +24,8 @@ from relprop.captured import check_modes, neutral_modes
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node
 from relprop.integrations import peer
-from relprop.integrations.captum.rules import ScaledWeights, converted, ruled
+from relprop.integrations.captum.rules import converted, ruled
+from relprop.integrations.terms import ScaledWeights
 from relprop.record import record
 from relprop.run import located, source_values
 from relprop.snapshot import untouched

@@ -1,4 +1,4 @@
-"""The command line: `relprop explain`, `relprop check`, `relprop info`."""
+"""The command line: `relprop explain`, `relprop check`, `relprop evaluate`, …"""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 
 from relprop.cli.arguments import parser
 from relprop.cli.commands import check, explain, info
+from relprop.cli.evaluate import run_evaluate
 from relprop.cli.files import printable
 from relprop.cli.jobs import export, verify
+from relprop.cli.training import run_train
 from relprop.errors import RelpropError
 
 __all__ = ["main"]
@@ -21,6 +23,8 @@ __all__ = ["main"]
 COMMANDS = {
     "explain": explain,
     "check": check,
+    "train": run_train,
+    "evaluate": run_evaluate,
     "verify": verify,
     "export": export,
     "info": info,

@@ -9,8 +9,10 @@ from typing import Any
 
 from relprop import data, models
 from relprop._version import __version__
+from relprop.cli.evaluate import add_evaluate
 from relprop.cli.files import MAX_BYTES, MAX_PIXELS
 from relprop.cli.jobs import JOB_NOTES, add_job_commands, add_job_options
+from relprop.cli.training import add_train
 
 __all__ = ["parser"]
 
@@ -23,7 +25,9 @@ a .pt2 file of torch.export.save (runs code: needs --trust)"""
 
 DATA_HELP = f"""\
 {", ".join(data.names())}, each also with :test, :train or :sample (shipped with relprop);
-a folder of images, or one image; a .npy or .npz file, [N, ...]; an IDX file"""
+a folder of images, or one image; a .npy, .npz or .safetensors file, [N, ...]; an IDX file;
+a .parquet file, or a Hugging Face data set on disk, with a column of images or lists;
+package.module:name, a torch Dataset (runs code: needs --trust); a URL that fsspec opens"""
 
 EXPLAIN = f"""\
 model is one of
@@ -130,7 +134,7 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of `relprop`, with its sub-commands `explain`, `check` and `info`."""
+    """The parser of `relprop`, with its sub-commands."""
     top = argparse.ArgumentParser(
         prog="relprop",
         description=DESCRIPTION,
@@ -163,6 +167,8 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_sources(check)
     check.add_argument("--debug", action="store_true", help="show a stack trace on an error")
+    add_train(commands)
+    add_evaluate(commands)
     add_job_commands(commands, style, _count)
     commands.add_parser("info", help="say what is installed and which backends there are")
     return top
@@ -188,7 +194,7 @@ def _add_sources(command: argparse.ArgumentParser) -> None:
         help="for images a CSV file of lines name,label, or 'folders': the sub-folder they lie in; "
         "for arrays a .npy, IDX or text file in their order",
     )
-    group.add_argument("--array", metavar="NAME", help="the array of a .npz file to explain")
+    group.add_argument("--array", metavar="NAME", help="the array or column to explain")
     group.add_argument("--limit", type=_count, metavar="N", help="explain the first N inputs")
     group.add_argument(
         "--max-pixels",

@@ -4,10 +4,12 @@ The launchers run on meta tensors under a driver that names a target but owns no
 Triton specialises each argument just as it would at a launch, compiles, and stops there.
 
     python -m benchmarks.compile_kernels            # writes benchmarks/records/kernels-triton-*.md
-    python -m benchmarks.compile_kernels --check    # compiles a few, writes nothing
+    python -m benchmarks.compile_kernels --check    # writes nothing
+    python -m benchmarks.compile_kernels --part 0/4 --save a.json    # a share of the cases; then
+    python -m benchmarks.compile_kernels --join a.json b.json …      # the record of all shares
 
-The exit status is 1 if a kernel spills, serialises its tensor-core products (ptxas advisory C7515)
-or needs more shared memory than a program may have.
+The exit status is 1 if a kernel does not compile, spills, serialises its tensor-core products
+(ptxas advisory C7515) or needs more shared memory than a program may have.
 """
 
 from __future__ import annotations
@@ -15,17 +17,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.compile_recurrent import cases as recurrent_cases
 from relprop import rules
 from relprop.maps import Conv, Dense, LinearMap
 
@@ -63,10 +67,13 @@ class Build:
     shared: int
     instruction: str
     serialized: bool
+    error: str = ""
 
     @property
     def faults(self) -> list[str]:
         """Why this build must not ship."""
+        if self.error:
+            return [self.error]
         faults = []
         if self.spills is None:
             faults.append("no report of spills")
@@ -265,7 +272,7 @@ def others() -> list[tuple[str, Callable[[], object]]]:
     w = torch.empty((64, 64, 3, 3), device="meta")
 
     def fused() -> None:
-        """AlphaBeta over AlphaBeta: the upper adjoint's epilogue takes the lower's quotients."""
+        """Epsilon and AlphaBeta: adjoints whose epilogues take the quotients of the layer below."""
         for layer, shape, v in [(Dense(), (12608, 768), (768, 768)), (conv, a.shape, w.shape)]:
             x = torch.empty(shape, device="meta", dtype=torch.bfloat16)
             if len(shape) == 4:
@@ -282,6 +289,14 @@ def others() -> list[tuple[str, Callable[[], object]]]:
 
     return [
         ("residual split", lambda: kernels.residual_split(a, a, r, 1e-6)),
+        ("residual sum", lambda: kernels.residual_sum(a, a, (1.0, 1.0), "relu")),
+        ("resampling", lambda: kernels.linear_resample(a, [224, 224])),
+        (
+            "resampling",
+            lambda: kernels.linear_resample_relevance(
+                small[..., :28, :28], small[0, ..., :28, :28], a[..., :14, :14], 1e-6
+            ),
+        ),
         ("max pool", lambda: kernels.max_pool(a, two, two, no, one)),
         (
             "max pool",
@@ -336,35 +351,58 @@ def table(builds: list[Build]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def compiled(target: str, only: str, part: tuple[int, int]) -> list[Build]:
+    """The builds of the cases whose name contains `only`, of every `part[1]`-th case alone."""
+    with recording(target) as recorder:
+        work = [(case.name, lambda case=case: build(case)) for case in cases()] + others()
+        for number, (name, run) in enumerate(work):
+            if only not in name or number % part[1] != part[0]:
+                continue
+            recorder.case = name
+            try:
+                run()
+            except Exception as error:  # whatever the compiler raises
+                what = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+                failed = Build(name, "?", target, "?", None, None, 0, "-", False, what)
+                recorder.builds.append(failed)
+    return recorder.builds
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Compile, write the record, name the faults."""
     import triton
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="compile the cases whose name contains this")
     parser.add_argument("--target", choices=list(TARGETS), action="append")
     parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--part", default="0/1", help="K/N: every N-th case from the K-th on")
+    parser.add_argument("--save", type=Path, help="write the builds to a file, and no record")
+    parser.add_argument("--join", type=Path, nargs="+", help="files of builds, instead of compiling")
     options = parser.parse_args(arguments)
+    first, _, count = options.part.partition("/")
     builds: list[Build] = []
-    for target in options.target or TARGETS:
-        with recording(target) as recorder:
-            work = [(case.name, lambda case=case: build(case)) for case in cases()] + others()
-            for name, run in work:
-                if options.only in name:
-                    recorder.case = name
-                    run()
-        builds += recorder.builds
+    if options.join:
+        builds = [Build(**row) for path in options.join for row in json.loads(path.read_text())]
+        builds.sort(key=lambda b: list(TARGETS).index(b.target))
+    else:
+        for target in options.target or TARGETS:
+            builds += compiled(target, options.only, (int(first), int(count)))
     seen = list(dict.fromkeys(builds))
-    text = table(seen)
-    if options.check or options.only or options.target:
-        print(text)
+    partial = options.only or options.target or options.part != "0/1"
+    if options.save is not None:
+        options.save.write_text(json.dumps([asdict(b) for b in seen]))
+    elif options.check or (partial and not options.join):
+        print(table(seen))
     else:
         RECORDS.mkdir(exist_ok=True)
-        (RECORDS / f"kernels-triton-{triton.__version__}.md").write_text(text)
+        (RECORDS / f"kernels-triton-{triton.__version__}.md").write_text(table(seen))
     faults = [(b, b.faults) for b in seen if b.faults]
     for b, found in faults:
         print(f"{b.case}: {b.kernel} for {b.target}, tile {b.tile}: {', '.join(found)}")
-    print(f"{len(seen)} builds, {len(faults)} with faults")
+    print(f"Triton {triton.__version__}: {len(seen)} builds, {len(faults)} with faults")
     return 1 if faults else 0
 
 

@@ -41,6 +41,11 @@ _KERNELS: dict[str, tuple[dict[str, str | None], dict[str, str | None]]] = {
     "max_pool_adjoint": ({"r": None, "winners": None, "lower": "LOWER"}, {"out": None}),
     "average_pool_kernel": ({"x": None}, {"y": None}),
     "average_pool_adjoint": ({"r": None, "y": None, "a": None, "lower": "LOWER"}, {"out": None}),
+    "linear_resample_kernel": ({"x": None}, {"y": None}),
+    "linear_resample_adjoint": (
+        {"r": None, "y": None, "a": None, "lower": "LOWER"},
+        {"out": None},
+    ),
     "flat_dense": ({"r": None}, {"out": None}),
     "flat_quotient": ({"r": None}, {"s": None}),
 }

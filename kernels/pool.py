@@ -439,9 +439,10 @@ def pooled_extents(
     return result
 
 
-def _launch(
+def launch(
     kernel: Any, rows: tuple[int, ...], channels: int, *arguments: Any, **options: Any
 ) -> None:
+    """Launch a kernel whose rows are positions and whose columns are channels."""
     if prod(rows) * channels == 0:
         return
     tile = direct_tile(prod(rows), channels)
@@ -481,7 +482,7 @@ def _maxima(
     spatial = len(extents)
     y = ordered_empty((), (*a.shape[:2], *extents), a)
     winners = torch.empty_like(y, dtype=torch.int32)
-    _launch(
+    launch(
         max_pool_kernel, (a.shape[0], *extents), a.shape[1],
         a, y, winners, a.shape[0], a.shape[1], *lift(a.shape[2:], 1), *lift(extents, 1),
         *lifted_strides(a, spatial), *lifted_strides(y, spatial), AXES=axes, ADAPTIVE=adaptive,
@@ -534,20 +535,20 @@ def _winner_relevance(
     lower: Lower | None,
 ) -> Tensor:
     spatial, targets = len(shape) - 2, r.shape[0]
-    out = _relevance_empty(lower, targets, shape, winners)
+    out = relevance_empty(lower, targets, shape, winners)
     r, rows = r.flatten(0, 1), out.flatten(1, 2)
-    _launch(
+    launch(
         max_pool_adjoint, (rows.shape[1], *shape[2:]), shape[1],
         r, winners, out if lower is None else lower.z, out, rows.shape[1], shape[0], shape[1],
         *lift(shape[2:], 1), *lift(r.shape[2:], 1), *lifted_strides(r, spatial),
-        *lifted_strides(winners, spatial), *_lower_strides(lower, spatial),
-        *lifted_strides(rows, spatial), *_lower_numbers(lower), AXES=axes, ADAPTIVE=adaptive,
+        *lifted_strides(winners, spatial), *lower_strides(lower, spatial),
+        *lifted_strides(rows, spatial), *lower_numbers(lower), AXES=axes, ADAPTIVE=adaptive,
         LOWER=lower and lower.program.mode,
     )  # fmt: skip
     return out if lower is not None else out[0]
 
 
-def _relevance_empty(
+def relevance_empty(
     lower: Lower | None, targets: int, shape: Sequence[int], like: Tensor
 ) -> Tensor:
     """`[parts, targets, *shape]`: relevance, or the one or two quotients of the layer below."""
@@ -556,11 +557,11 @@ def _relevance_empty(
     return quotient_empty(lower.program.parts, targets, shape, like, lower.feature_axis)
 
 
-def _lower_strides(lower: Lower | None, spatial: int) -> tuple[int, ...]:
+def lower_strides(lower: Lower | None, spatial: int) -> tuple[int, ...]:
     return (0,) * 6 if lower is None else lifted_strides(lower.z, spatial)
 
 
-def _lower_numbers(lower: Lower | None) -> tuple[float, float, float]:
+def lower_numbers(lower: Lower | None) -> tuple[float, float, float]:
     return (0.0, 1.0, 1.0) if lower is None else lower.numbers
 
 
@@ -595,7 +596,7 @@ def _mean(
 ) -> Tensor:
     y = ordered_empty((), (*a.shape[:2], *extents), a)
     spatial = len(extents)
-    _launch(
+    launch(
         average_pool_kernel, (a.shape[0], *extents), a.shape[1],
         a, y, a.shape[0], a.shape[1], *lift(a.shape[2:], 1), *lift(extents, 1),
         *lifted_strides(a, spatial), *lifted_strides(y, spatial), divisor or 0,
@@ -653,14 +654,14 @@ def _mean_relevance(
     lower: Lower | None,
 ) -> Tensor:
     spatial, targets = a.dim() - 2, r.shape[0]
-    out = _relevance_empty(lower, targets, a.shape, a)
+    out = relevance_empty(lower, targets, a.shape, a)
     r, rows = r.flatten(0, 1), out.flatten(1, 2)
-    _launch(
+    launch(
         average_pool_adjoint, (rows.shape[1], *a.shape[2:]), a.shape[1],
         r, y, a, out if lower is None else lower.z, out, rows.shape[1], a.shape[0], a.shape[1],
         *lift(a.shape[2:], 1), *lift(y.shape[2:], 1), *lifted_strides(r, spatial),
-        *lifted_strides(y, spatial), *lifted_strides(a, spatial), *_lower_strides(lower, spatial),
-        *lifted_strides(rows, spatial), divisor or 0, epsilon, *_lower_numbers(lower), AXES=axes,
+        *lifted_strides(y, spatial), *lifted_strides(a, spatial), *lower_strides(lower, spatial),
+        *lifted_strides(rows, spatial), divisor or 0, epsilon, *lower_numbers(lower), AXES=axes,
         ADAPTIVE=adaptive, PADDED=padded, LOWER=lower and lower.program.mode,
     )  # fmt: skip
     return out if lower is not None else out[0]

@@ -52,7 +52,9 @@ class TritonBackend:
         """See `relprop.backends.Backend.operation`."""
         served = OPERATIONS | RECURRENT
         found = served.get(step.node.op, step.operation)
-        if found.kind in _SERVED and found.backend != self.name:
+        # of two values the larger takes all: that merely chooses where relevance goes
+        served_kind = found.kind in _SERVED and found.carry != "choice"
+        if served_kind and found.backend != self.name:
             raise refuse(step, "backend='triton' has no kernel for it; use backend='aten'")
         if found.kind == "recurrent":
             check_rule(step)

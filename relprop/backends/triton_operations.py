@@ -29,6 +29,7 @@ from relprop.layers.pool import (
     Maximum,
     MaxPooling,
     Reduction,
+    Resampling,
     flat_shape,
     per_axis,
 )
@@ -207,6 +208,36 @@ class TritonAdaptiveAveragePooling(_Means, Dividing, AdaptiveAveragePooling):
         return kernels.adaptive_average_pool_relevance(r, y, a, epsilon, lower)
 
 
+class TritonResampling(_Means, Dividing, Resampling):
+    """Linear interpolation by kernels."""
+
+    def options(self, node: Node) -> tuple[bool, list[float | None]]:
+        """Whether the corners coincide; the given factor of scale of each axis."""
+        spatial = int(node.op[-2])
+        if node.overload == "vec":
+            factors = argument(node, 3, "scale_factors", None)
+        else:
+            factors = node.args[3 : 3 + spatial]
+        return bool(node.args[2]), list(factors or [None] * spatial)
+
+    def means(self, node: Node, images: Tensor) -> Tensor:
+        from relprop import kernels
+
+        corners, factors = self.options(node)
+        extents = node.args[1]
+        if extents is None:
+            sizes = zip(images.shape[2:], factors, strict=True)
+            extents = [int(size * factor) for size, factor in sizes if factor is not None]
+        return kernels.linear_resample(images, extents, corners, factors)
+
+    def shares(
+        self, node: Node, r: Tensor, y: Tensor, a: Tensor, epsilon: float, lower: Any
+    ) -> Tensor:
+        from relprop import kernels
+
+        return kernels.linear_resample_relevance(r, y, a, epsilon, *self.options(node), lower)
+
+
 def _lines(shape: torch.Size, axes: Sequence[int]) -> tuple[list[int], list[int]]:
     """The order of axes with the reduced ones last, and `[images, channels, length]` in it."""
     kept = [axis for axis in range(len(shape)) if axis not in axes]
@@ -368,6 +399,9 @@ OPERATIONS: dict[str, Operation] = {
             "_adaptive_avg_pool3d",
         ),
         TritonAdaptiveAveragePooling(),
+    ),
+    **dict.fromkeys(
+        ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), TritonResampling()
     ),
     **dict.fromkeys(("mean", "sum"), TritonReduction()),
     **dict.fromkeys(("amax", "max"), TritonMaximum()),

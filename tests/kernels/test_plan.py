@@ -97,6 +97,30 @@ def test_joined_steps_give_what_they_give_one_by_one(method: str, launches: Coun
     assert apart.layers["second"].shape == (2, 2, 4, 3, 3)
 
 
+class Upsampling(nn.Module):
+    """Interpolation by a factor and to a size, after a layer and before one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(self.first(x).relu(), scale_factor=2, mode="bilinear")
+        x = F.interpolate(self.second(x), (5, 7), mode="bilinear", align_corners=True)
+        return torch.maximum(x.mean((2, 3)), x[:, :, 0, 0])
+
+
+def test_interpolation_launches_a_kernel_each_way(launches: Counter[str]) -> None:
+    model, x = Upsampling().eval(), torch.randn(2, 2, 4, 5)
+    found = explained(model, x, "lrp_alpha2_beta1", "triton")
+    expected = explained(model, x, "lrp_alpha2_beta1", "reference")
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * scale)
+    assert launches["linear_resample_kernel"] == launches["linear_resample_adjoint"] == 2
+    assert "quotient" not in launches  # both layers' are taken by the interpolation above them
+
+
 class Branches(nn.Module):
     """A layer read twice, an activation of no kernel, one that is no pass, a tail of a batch."""
 

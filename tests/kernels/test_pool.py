@@ -129,3 +129,36 @@ def test_residual_split_of_mixed_layouts_and_of_zero() -> None:
     torch.testing.assert_close(left + right, r)
     left, right = kernels.residual_split(a, -a, r, 0.0)
     assert torch.equal(left, torch.zeros_like(r)) and torch.equal(right, torch.zeros_like(r))
+
+
+RESAMPLED: list[tuple[tuple[int, ...], tuple[int, ...], bool, tuple[float, ...] | None]] = [
+    ((2, 3, 5), (10,), False, None),
+    ((2, 3, 5, 4), (10, 12), False, (2.0, 3.0)),
+    ((2, 3, 5, 4), (9, 7), True, None),
+    ((1, 2, 7, 5), (3, 4), False, None),
+    ((1, 2, 3, 3), (1, 11), True, None),
+    ((1, 2, 1, 6), (4, 6), False, None),
+    ((1, 2, 4, 5), (9, 12), False, (2.3, 2.5)),
+    ((1, 2, 2, 3, 2), (3, 7, 4), False, None),
+    ((0, 2, 3, 3), (6, 6), False, None),
+]
+
+
+@pytest.mark.parametrize("case", RESAMPLED, ids=str)
+def test_linear_resampling(case: Any) -> None:
+    shape, extents, corners, factors = case
+    a = layout(1 + torch.rand(shape), last=len(shape) == 4)
+    name = {1: "linear1d", 2: "bilinear2d", 3: "trilinear3d"}[len(extents)]
+
+    def resample(x: torch.Tensor) -> torch.Tensor:
+        function = getattr(torch.ops.aten, f"upsample_{name}")
+        result: torch.Tensor = function(x, extents, corners, *(factors or [None] * len(extents)))
+        return result
+
+    y = kernels.linear_resample(a, extents, corners, factors)
+    torch.testing.assert_close(y, resample(a))
+    r = torch.randn(2, *y.shape)
+    relevance = kernels.linear_resample_relevance(r, y, a, 0.1, corners, factors)
+    for target in range(2):
+        exact = reference.norm_relevance(resample, a.double(), r[target].double(), 0.1)
+        torch.testing.assert_close(relevance[target].double(), exact, rtol=2e-6, atol=2e-6)

@@ -223,7 +223,7 @@ def cases() -> list[Case]:
             "joint", Dense(), rules.Joint(channels=(0, 1024)), dense_a, dense_w, nonnegative=False
         ),
     ]
-    for precision in ("highest", "high"):
+    for precision in ("highest", "high", "medium"):
         for rule in (rules.Epsilon(), rules.AlphaBeta()):
             name = f"float32 {precision} {_label(rule)}"
             extra: dict[str, Any] = {"dtype": torch.float32, "precision": precision}
@@ -233,6 +233,15 @@ def cases() -> list[Case]:
         Case("dense float16 AlphaBeta", Dense(), main[2], dense_a, dense_w, dtype=torch.float16)
     )
     return found
+
+
+RULES: list[rules.LinearRule] = [
+    rules.Epsilon(),
+    rules.ZPlus(),
+    rules.AlphaBeta(),
+    rules.Gamma(),
+]
+"""Those of the cases that join steps."""
 
 
 def _label(rule: rules.LinearRule) -> str:
@@ -271,21 +280,44 @@ def others() -> list[tuple[str, Callable[[], object]]]:
     conv = Conv((1, 1), ((1, 1), (1, 1)), (1, 1))
     w = torch.empty((64, 64, 3, 3), device="meta")
 
-    def fused() -> None:
-        """Epsilon and AlphaBeta: adjoints whose epilogues take the quotients of the layer below."""
+    def stack(rule: rules.LinearRule, layer: LinearMap, x: torch.Tensor, w: torch.Tensor) -> Any:
+        """Two layers, the input of the upper one the float32 output of the lower."""
+        b = torch.empty(len(w), device="meta", dtype=w.dtype)
+        options: dict[str, Any] = {"nonnegative": True, "activation": "relu", "rectified": True}
+        below = kernels.contraction(layer, rule, x, w, b, **options)
+        assert below.y is not None
+        above = kernels.contraction(layer, rule, below.y, w, b, nonnegative=True)
+        assert above.y is not None
+        return (
+            below,
+            above,
+            kernels.quotient(above, torch.empty((1, *above.y.shape), device="meta")),
+        )
+
+    def fused(rule: rules.LinearRule) -> None:
+        """Adjoints, of layers, pooling and sums, that take the quotient of the layer below."""
         for layer, shape, v in [(Dense(), (12608, 768), (768, 768)), (conv, a.shape, w.shape)]:
             x = torch.empty(shape, device="meta", dtype=torch.bfloat16)
             if len(shape) == 4:
                 x = x.to(memory_format=torch.channels_last)
             weight = torch.empty(v, device="meta", dtype=torch.bfloat16)
-            below = kernels.contraction(layer, rules.AlphaBeta(), x, weight, None, nonnegative=True)
-            assert below.y is not None
-            above = kernels.contraction(
-                layer, rules.AlphaBeta(), below.y.to(x), weight, None, nonnegative=True
-            )
-            assert above.y is not None
-            s = kernels.quotient(above, torch.empty((1, *above.y.shape), device="meta"))
-            kernels.adjoint(above, s, lower=kernels.below(below, x.shape))
+            below, above, s = stack(rule, layer, x, weight)
+            lower = kernels.below(below, x.shape)
+            kernels.adjoint(above, s, lower=lower)
+        kernels.max_pool_relevance(small, won, a.shape, two, two, no, one, lower=lower)
+        kernels.average_pool_relevance(small, small[0], a, 1e-6, two, two, no, lower=lower)
+        kernels.residual_split(a, a, r, 1e-6, lower=(lower, lower))
+
+    def library(rule: rules.LinearRule) -> None:
+        """What follows the library's products."""
+        x, v = a.to(torch.float32), w.to(torch.float32)
+        options: dict[str, Any] = {"nonnegative": True, "tile": "library"}
+        below = kernels.contraction(conv, rule, x, v, None, activation="relu", **options)
+        assert below.y is not None
+        above = kernels.contraction(conv, rule, below.y, v, None, **options)
+        assert above.y is not None
+        s = kernels.quotient(above, torch.empty((1, *above.y.shape), device="meta"))
+        kernels.adjoint(above, s, lower=kernels.below(below, a.shape), tile="library")
 
     return [
         ("residual split", lambda: kernels.residual_split(a, a, r, 1e-6)),
@@ -321,12 +353,13 @@ def others() -> list[tuple[str, Callable[[], object]]]:
                 small[..., :7, :7], small[0, ..., :7, :7], a, 1e-6
             ),
         ),
+        *((f"library {_label(rule)}", lambda rule=rule: library(rule)) for rule in RULES),
+        *((f"fused quotient {_label(rule)}", lambda rule=rule: fused(rule)) for rule in RULES),
         ("flat conv", lambda: kernels.flat_relevance(conv, rules.Flat(), a, w, r)),
         (
             "flat dense",
             lambda: kernels.flat_relevance(Dense(), rules.Flat(), a[0, 0], w[0, 0], r[0, 0, :1]),
         ),
-        ("fused quotient", fused),
     ]
 
 
@@ -355,6 +388,7 @@ def compiled(target: str, only: str, part: tuple[int, int]) -> list[Build]:
     """The builds of the cases whose name contains `only`, of every `part[1]`-th case alone."""
     with recording(target) as recorder:
         work = [(case.name, lambda case=case: build(case)) for case in cases()] + others()
+        work += recurrent_cases()
         for number, (name, run) in enumerate(work):
             if only not in name or number % part[1] != part[0]:
                 continue
@@ -380,7 +414,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument("--part", default="0/1", help="K/N: every N-th case from the K-th on")
     parser.add_argument("--save", type=Path, help="write the builds to a file, and no record")
-    parser.add_argument("--join", type=Path, nargs="+", help="files of builds, instead of compiling")
+    parser.add_argument(
+        "--join", type=Path, nargs="+", help="files of builds, instead of compiling"
+    )
     options = parser.parse_args(arguments)
     first, _, count = options.part.partition("/")
     builds: list[Build] = []

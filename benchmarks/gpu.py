@@ -104,6 +104,18 @@ STAGES = (
     ),
     *(_cnn(model, precision) for precision in PRECISIONS for model in MODELS),
     Stage(
+        "recurrent-tests",
+        480,
+        "recurrent layers on CUDA against float64, and replayed as a CUDA graph",
+        (*_PYTEST, "tests/test_recurrent_kernels.py"),
+    ),
+    Stage(
+        "recurrent",
+        530,
+        "LSTM relevance, batch 256, 128 steps, beside ATen and cuDNN's forward and backward",
+        ("-m", "benchmarks.recurrent_gpu", "--record", "{record}.csv"),
+    ),
+    Stage(
         "kernels",
         530,
         "the kernels' whole test matrix, shared among processes",

@@ -125,7 +125,11 @@ def _shards(count: int) -> int:
 
 
 def _memcheck() -> int:
-    tests = ["tests/kernels/test_layers.py::test_every_rule", "tests/kernels/test_pool.py"]
+    tests = [
+        "tests/kernels/test_layers.py::test_every_rule",
+        "tests/kernels/test_pool.py",
+        "tests/kernels/test_recurrent.py::test_both_directions_and_lengths",
+    ]
     python = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests]
     tool = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"]
     return subprocess.run([*tool, *python], cwd=ROOT).returncode

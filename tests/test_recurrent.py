@@ -13,14 +13,14 @@ from torch.testing import assert_close
 from relprop.errors import InputError
 from relprop.functional import gru_relevance, lstm_relevance, rnn_relevance
 from relprop.recurrent.fused import fused_scan
-from relprop.recurrent.layout import Layout, directions_of
+from relprop.recurrent.layout import CELLED, Layout, directions_of
 from relprop.recurrent.naive import naive_forward
 from relprop.recurrent.reduced import Inflow, reduced_relevance, scan_of
 from relprop.recurrent.tape import run
 from relprop.rules import AlphaBeta, Epsilon, Flat, Gamma, Joint, LinearRule, Pass, Recurrent
 
 STEPS, BATCH, INPUTS, HIDDEN = 4, 3, 3, 5
-KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "r_lstm")
 STACKS = {
     "plain": {},
     "stacked both ways, batch first": {"num_layers": 2, "bidirectional": True, "batch_first": True},
@@ -34,6 +34,8 @@ def module(kind: str, **options: Any) -> nn.RNNBase:
     if kind == "lstm":
         return nn.LSTM(INPUTS, HIDDEN, **options)
     options.pop("proj_size", None)
+    if kind == "r_lstm":
+        return nn.LSTM(INPUTS, HIDDEN, **options)
     if kind == "gru":
         return nn.GRU(INPUTS, HIDDEN, **options)
     return nn.RNN(INPUTS, HIDDEN, nonlinearity=kind.removeprefix("rnn_"), **options)
@@ -60,16 +62,17 @@ class Case:
 
     @property
     def relevance(self) -> list[Tensor]:
-        return [self.r_out, self.r_h, self.r_c][: 3 if self.kind == "lstm" else 2]
+        return [self.r_out, self.r_h, self.r_c][: 3 if self.kind in CELLED else 2]
 
     def explain(self, rule: Recurrent | LinearRule, **options: Any) -> tuple[Tensor, ...]:
-        states = {"h0": self.h0, "c0": self.c0} if self.kind == "lstm" else {"h0": self.h0}
+        states = {"h0": self.h0, "c0": self.c0} if self.kind in CELLED else {"h0": self.h0}
         return self.call(rule, **{**states, **options})
 
     def call(self, rule: Any, **options: Any) -> Any:
-        function: Callable[..., Any] = {"lstm": lstm_relevance, "gru": gru_relevance}.get(
-            self.kind, rnn_relevance
-        )
+        functions = {"lstm": lstm_relevance, "r_lstm": lstm_relevance, "gru": gru_relevance}
+        function: Callable[..., Any] = functions.get(self.kind, rnn_relevance)
+        if self.kind == "r_lstm":
+            options["nonlinearity"] = "relu"
         if self.kind.startswith("rnn"):
             options["nonlinearity"] = self.kind.removeprefix("rnn_")
         options = {"relevance": self.relevance, "x": self.x, **options}
@@ -108,6 +111,7 @@ def test_every_option_equals_the_loop(
 ) -> None:
     option = Recurrent(gate, 1e-3, bias_factor, rule)
     assert_equals_loop(Case("lstm"), option)
+    assert_equals_loop(Case("r_lstm"), option)
     assert_equals_loop(Case("lstm", proj_size=2, bidirectional=True), option, lengths=[2, 4, 1])
 
 
@@ -155,7 +159,7 @@ def test_one_step_by_hand() -> None:
     assert_close(found, half)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS[:4])
 def test_naive_forward_is_the_librarys(kind: str) -> None:
     case = Case(kind, num_layers=2, bidirectional=True, proj_size=2)
     layer, out = case.layer, case.layer.proj_size or HIDDEN
@@ -184,7 +188,7 @@ def test_padding_gets_exactly_nothing_and_changes_nothing(kind: str) -> None:
         x=case.x[1:2, :2],
         relevance=[case.r_out[1:2, :2], *(r[:, 1:2] for r in case.relevance[1:])],
         h0=case.h0[:, 1:2],
-        **({"c0": case.c0[:, 1:2]} if kind == "lstm" else {}),
+        **({"c0": case.c0[:, 1:2]} if kind in CELLED else {}),
     )[0]
     assert_close(found[1:2, :2], alone, rtol=1e-9, atol=1e-12)
 
@@ -275,13 +279,14 @@ def test_refusals() -> None:
     refuse("a GRU takes gate='all'", kind="gru", rule=Recurrent("half"))
     refuse("a GRU takes gate='all'", kind="gru", rule=Flat())
     refuse("expected a Recurrent or a linear rule", rule=Pass())
-    refuse("expected 'aten' or 'reference'", backend="cuda")
+    refuse("expected 'aten', 'reference' or 'triton'", backend="cuda")
     weights = Case("lstm").layer._flat_weights
     for wrong in ([], weights[:3], [w[:5] for w in weights]):
         with pytest.raises(InputError, match=r"weights|expected a multiple"):
             lstm_relevance(torch.zeros(4, 3, 3), wrong, torch.zeros(4, 3, 5))
-    with pytest.raises(InputError, match="expected 'tanh' or 'relu'"):
-        rnn_relevance(torch.zeros(4, 3, 3), weights, torch.zeros(4, 3, 5), nonlinearity="elu")
+    for function in (lstm_relevance, rnn_relevance):
+        with pytest.raises(InputError, match="expected 'tanh' or 'relu'"):
+            function(torch.zeros(4, 3, 3), weights, torch.zeros(4, 3, 5), nonlinearity="elu")
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -12,9 +12,7 @@ from torch import Tensor
 from relprop.graph import Node, map_refs
 from relprop.layers.base import Operation, Parts, Step, register
 from relprop.layers.recurrent import Call, GruLayer, Recurrence, RecurrentLayer, naive_parts
-from relprop.recurrent import aten
 from relprop.recurrent.layout import Layout, directions_of
-from relprop.rules import Recurrent
 
 __all__ = ["PackedLayer", "Packing", "Unpacking"]
 
@@ -68,7 +66,7 @@ class Unpacking(_Moved):
 
 @dataclass(frozen=True)
 class _Saved:
-    layer: aten.Saved
+    layer: Any
     sizes: Tensor
 
 
@@ -95,15 +93,14 @@ class _Packed(Recurrence):
         return sizes
 
     def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
-        assert isinstance(step.rule, Recurrent)
         sizes, call = self.sizes(step.node, values), self.call(step.node, values)
         lengths = _lengths(sizes).to(call[2].device)
-        (out, h, c), saved = aten.forward(*call, step.rule, lengths)
+        (out, h, c), saved = self.run(step, call, lengths)
         states = (h,) if c is None else (h, c)
         return (_pack(out, sizes), *states), _Saved(saved, sizes)
 
     def relevance(self, step: Step, saved: Any, r: Any, engine: Any) -> Sequence[Tensor | None]:
-        parts = aten.relevance(saved.layer, *_padded(r, saved.sizes))
+        parts = self.carried_back(saved.layer, _padded(r, saved.sizes))
         return self.chosen(step, (_pack_all(parts[0], saved.sizes), *parts[1:]))
 
     def naive(self, step: Step, values: Mapping[str, Any], r: Any) -> list[Tensor | None]:

@@ -19,6 +19,8 @@ __all__ = ["Item", "Recurrence", "RecurrentCell", "RecurrentLayer"]
 
 Call = tuple[Layout, list[Direction], Tensor, Tensor, Tensor | None]
 """A layer, its weights, its input, its initial hidden states, its initial cells."""
+Parted = tuple[Tensor, Tensor, Tensor | None]
+"""Relevance of an input, of initial hidden states, of initial cells."""
 
 
 @register("getitem")
@@ -64,13 +66,23 @@ class Recurrence(Operation):
         """Relevance of x, h_0, c_0 shaped as these arguments are."""
         return parts
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def run(
+        self, step: Step, call: Call, lengths: Tensor | None = None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor | None], Any]:
+        """Output, last hidden states and cells; and what `carried_back` needs."""
         assert isinstance(step.rule, Recurrent)
-        found, saved = aten.forward(*self.call(step.node, values), step.rule)
+        return aten.forward(*call, step.rule, lengths)
+
+    def carried_back(self, saved: Any, given: Sequence[Tensor | None]) -> Parted:
+        """Relevance of x, h_0 and c_0 from that of the output, of the last states and cells."""
+        return aten.relevance(saved, *given)
+
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+        found, saved = self.run(step, self.call(step.node, values))
         return self.pack(found), saved
 
     def relevance(self, step: Step, saved: Any, r: Any, engine: Any) -> Sequence[Tensor | None]:
-        return self.chosen(step, aten.relevance(saved, *self.unpack(r)))
+        return self.chosen(step, self.carried_back(saved, self.unpack(r)))
 
     def chosen(self, step: Step, parts: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Of the relevance of x, h_0, c_0 that of the step's inputs, in their order."""
@@ -178,7 +190,7 @@ class LstmCell(RecurrentCell):
 
 def naive_parts(
     call: Call, step: Step, given: Sequence[Tensor | None], lengths: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> Parted:
     """Relevance of x, h_0 and c_0 by the plain loop, in float32 at least."""
     assert isinstance(step.rule, Recurrent)
     layout, directions, x, h0, c0 = call

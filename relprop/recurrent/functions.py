@@ -11,7 +11,7 @@ from torch import Tensor
 from relprop.backends.checks import check_tensors
 from relprop.errors import InputError
 from relprop.recurrent import aten
-from relprop.recurrent.layout import Direction, Layout, directions_of, recurrent_rule
+from relprop.recurrent.layout import CELLED, Direction, Layout, directions_of, recurrent_rule
 from relprop.recurrent.oracle import relevance_of_samples
 from relprop.rules import Recurrent, Rule
 
@@ -32,6 +32,7 @@ def lstm_relevance(
     c0: Tensor | None = None,
     lengths: Any = None,
     rule: Rule = SIGNAL_TAKES_ALL,
+    nonlinearity: str = "tanh",
     batch_first: bool = False,
     backend: str = "aten",
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
@@ -48,8 +49,10 @@ def lstm_relevance(
         h0, c0: initial states, shaped like h_n and c_n; zero if not given.
         lengths: valid steps of each sample, `[batch]`, from 1 to T; relevance beyond is exactly 0.
         rule: a `Recurrent`, or a rule of linear maps for the candidate's map.
+        nonlinearity: "tanh", or "relu": the candidate is max(., 0) and h = o * c (an R-LSTM).
         batch_first: whether the batch is the first axis of x and of relevance.
-        backend: "aten", or "reference", the plain loop.
+        backend: "aten", "reference", the plain loop, or "triton", kernels on a CUDA device, which
+            serve `Recurrent("all", epsilon)` with epsilon > 0.
 
     Returns:
         Relevance shaped like x, detached; with h0 or c0 given the tuple of that, of h_0's and of
@@ -59,7 +62,12 @@ def lstm_relevance(
         InputError: shapes, dtypes, lengths or the rule do not fit.
     """
     given = h0 is not None or c0 is not None
-    call = _Call("lstm_relevance", "lstm", x, weights, relevance, rule, batch_first, backend)
+    kind = {"tanh": "lstm", "relu": "r_lstm"}.get(nonlinearity)
+    if kind is None:
+        raise InputError(
+            f"lstm_relevance: nonlinearity is {nonlinearity!r}; expected 'tanh' or 'relu'"
+        )
+    call = _Call("lstm_relevance", kind, x, weights, relevance, rule, batch_first, backend)
     r_x, r_h0, r_c0 = call.evaluate(h0, c0, lengths)
     assert r_c0 is not None
     return (r_x, r_h0, r_c0) if given else r_x
@@ -140,14 +148,16 @@ class _Call:
     ) -> None:
         self.where, self.backend = where, backend
         self.rule = recurrent_rule(rule, kind, where)
-        if backend not in ("aten", "reference"):
-            raise InputError(f"{where}: backend is {backend!r}; expected 'aten' or 'reference'")
+        if backend not in ("aten", "reference", "triton"):
+            raise InputError(
+                f"{where}: backend is {backend!r}; expected 'aten', 'reference' or 'triton'"
+            )
         parts = [relevance] if isinstance(relevance, Tensor) else list(relevance)
-        allowed = 3 if kind == "lstm" else 2
+        allowed = 3 if kind in CELLED else 2
         if not 1 <= len(parts) <= allowed or all(part is None for part in parts):
             raise InputError(
                 f"{where}: relevance has {len(parts)} parts; expected a tensor, or relevance of "
-                "the output, h_n" + (", c_n" if kind == "lstm" else "") + ", one at least not None"
+                "the output, h_n" + (", c_n" if kind in CELLED else "") + ", one at least not None"
             )
         self.parts = [*parts, *[None] * (3 - len(parts))]
         named = {f"weights[{i}]": w for i, w in enumerate(weights)}
@@ -203,7 +213,7 @@ class _Call:
         states, out = len(self.directions), first.w_hh.shape[1]
         hidden = out if first.w_hr is None else first.w_hr.shape[1]
         h = self._state("h0", h0, (states, batch, out))
-        c = self._state("c0", c0, (states, batch, hidden)) if self.layout.kind == "lstm" else None
+        c = self._state("c0", c0, (states, batch, hidden)) if self.layout.kind in CELLED else None
         width = self.layout.ways * out
         shape = (batch, steps, width) if self.layout.batch_first else (steps, batch, width)
         r = [
@@ -214,11 +224,24 @@ class _Call:
         valid = checked_lengths(self.where, lengths, batch, steps, self.x.device)
         x = self.x.to(self.dtype)
         weights = [direction.to(x) for direction in self.directions]
-        found = _relevance(self.backend, self.layout, weights, x, h, c, r, self.rule, valid)
+        if self.backend == "triton":
+            self._check_served()
+        found = _relevance(
+            self.where, self.backend, self.layout, weights, x, h, c, r, self.rule, valid
+        )
         if not self.alone:
             return found
         r_x, r_h, r_c = found
         return r_x.squeeze(self.batch_axis), r_h[:, 0], None if r_c is None else r_c[:, 0]
+
+    def _check_served(self) -> None:
+        """Refuse what no kernel serves."""
+        from relprop.backends import get, triton_recurrent
+
+        get("triton")
+        reason = triton_recurrent.limits_of(self.rule, self.directions[0].w_hr is not None)
+        if reason is not None:
+            raise InputError(f"{self.where}: {reason}")
 
     def _state(self, name: str, state: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         if state is None:
@@ -241,6 +264,7 @@ class _Call:
 
 
 def _relevance(
+    where: str,
     backend: str,
     layout: Layout,
     weights: list[Direction],
@@ -255,6 +279,13 @@ def _relevance(
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if backend == "reference":
             r_x, r_h, r_c = relevance_of_samples(layout, weights, x, h0, c0, rows, rule, lengths)
+        elif backend == "triton":
+            from relprop.backends import triton_recurrent
+
+            _, kept = triton_recurrent.forward(
+                layout, weights, x, h0, c0, rule, lengths, where=where
+            )
+            r_x, r_h, r_c = triton_recurrent.relevance(kept, *rows)
         else:
             _, saved = aten.forward(layout, weights, x, h0, c0, rule, lengths)
             r_x, r_h, r_c = aten.relevance(saved, *rows)

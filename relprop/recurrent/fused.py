@@ -2,7 +2,8 @@
 
 The library's pass and a second one for the gates would be twice the products, and gates of all
 steps at once are more memory than a cache holds: here a step's gates live in one small buffer, and
-alpha and beta (see `relprop.recurrent.reduced`) are all that is kept of them.
+alpha and beta (see `relprop.recurrent.reduced`) are all that is kept of them.  The input's products
+are taken for a block of steps at once, which is twice as fast as one by one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from relprop.recurrent.reduced import Scan
 
 __all__ = ["fused_scan"]
 
+BLOCK = 2**22
+"""Numbers in a block of input products."""
+
 
 def fused_scan(
     w: Direction, x: Tensor, h0: Tensor, c0: Tensor, epsilon: float
@@ -28,24 +32,23 @@ def fused_scan(
         h0, c0: `[batch, H]`.
         epsilon: the stabilizer, above 0.
     """
-    steps, batch, features = x.shape
+    steps, batch, _ = x.shape
     hidden = h0.shape[-1]
     h, c = (x.new_empty(steps + 1, batch, hidden) for _ in range(2))
     alpha, beta = (x.new_empty(steps, batch, hidden) for _ in range(2))
     h[0], c[0] = h0, c0
-    joint = x.new_empty(batch, features + hidden)
-    weight = torch.cat([w.w_ih.t(), w.w_hh.t()])
     bias = None if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh
-    pre, gates = (x.new_empty(batch, 4 * hidden) for _ in range(2))
+    turned = w.w_hh.t()
+    gates = x.new_empty(batch, 4 * hidden)
     i, f, g, o = gates.chunk(4, -1)
-    g_pre = pre.chunk(4, -1)[2]
+    block = max(1, BLOCK // max(1, 4 * hidden * batch))
+    products = x.new_empty(0)
     for t in range(steps):
-        joint[:, :features], joint[:, features:] = x[t], h[t]
-        torch.mm(joint, weight, out=pre)
-        if bias is not None:
-            pre.add_(bias)
-        # 1 / (1 + exp(-z)) takes half the time of torch.sigmoid here
-        torch.neg(pre, out=gates).exp_().add_(1).reciprocal_()
+        if t % block == 0:
+            products = torch.nn.functional.linear(x[t : t + block], w.w_ih, bias)
+        pre = products[t % block].addmm_(h[t], turned)
+        torch.sigmoid(pre, out=gates)
+        g_pre = pre.narrow(-1, 2 * hidden, hidden)
         torch.tanh(g_pre, out=g)
         kept, made = torch.mul(f, c[t], out=alpha[t]), torch.mul(i, g, out=beta[t])
         cell = torch.add(kept, made, out=c[t + 1])

@@ -11,6 +11,7 @@ from relprop.errors import InputError
 from relprop.rules import Epsilon, Joint, LinearRule, Recurrent, Rule
 
 __all__ = [
+    "CELLED",
     "GATES",
     "GRU_ONLY",
     "Direction",
@@ -21,8 +22,13 @@ __all__ = [
     "suits",
 ]
 
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-"""Rows of a weight a hidden unit, by kind: LSTM i, f, g, o; GRU r, z, n (PyTorch's order)."""
+GATES = {"lstm": 4, "r_lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+"""Rows of a weight a hidden unit, by kind: LSTM i, f, g, o; GRU r, z, n (PyTorch's order).
+
+"r_lstm" is an LSTM with a ReLU candidate whose hidden state is o * c, without a tanh.
+"""
+CELLED = ("lstm", "r_lstm")
+"""Kinds with a cell beside the hidden state."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Layout:
     """A recurrent layer without its weights.
 
     Attributes:
-        kind: "lstm", "gru", "rnn_tanh" or "rnn_relu".
+        kind: a key of `GATES`.
         layers: how many are stacked.
         bidirectional: whether each runs both ways.
         batch_first: whether sequences are `[batch, T, E]` instead of `[T, batch, E]`.

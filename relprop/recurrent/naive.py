@@ -7,7 +7,7 @@ that is given.  Epsilon = 0 is the limit of 0 / 0 = 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from relprop import reference
 from relprop.maps import Dense
-from relprop.recurrent.layout import Direction, Layout, candidate_rule
+from relprop.recurrent.layout import CELLED, Direction, Layout, candidate_rule
 from relprop.rules import Recurrent
 
 __all__ = ["naive_forward", "naive_relevance"]
@@ -76,13 +76,30 @@ def _affine(w: Direction, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lstm_step(w: Direction, x: Tensor, h: Tensor, c: Tensor) -> Step:
+    return _gated_step(w, x, h, c, torch.tanh, torch.tanh)
+
+
+def _r_lstm_step(w: Direction, x: Tensor, h: Tensor, c: Tensor) -> Step:
+    return _gated_step(w, x, h, c, torch.relu, torch.clone)
+
+
+def _gated_step(
+    w: Direction,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    candidate: Callable[[Tensor], Tensor],
+    output: Callable[[Tensor], Tensor],
+) -> Step:
     i_pre, f_pre, g_pre, o_pre = sum(_affine(w, x, h)).chunk(4)  # type: ignore[union-attr]
     i, f, o = torch.sigmoid(i_pre), torch.sigmoid(f_pre), torch.sigmoid(o_pre)
-    g = torch.tanh(g_pre)
+    g = candidate(g_pre)
     cell = f * c + i * g
-    u = o * torch.tanh(cell)
+    signal = output(cell)
+    u = o * signal
     return {
-        "x": x, "h_before": h, "c_before": c, "i": i, "f": f, "g": g, "o": o, "c": cell, "u": u,
+        "x": x, "h_before": h, "c_before": c, "i": i, "f": f, "g": g, "o": o, "c": cell,
+        "signal": signal, "u": u,
         "i_pre": i_pre, "f_pre": f_pre, "g_pre": g_pre, "o_pre": o_pre,
         "h": u if w.w_hr is None else w.w_hr @ u,
     }  # fmt: skip
@@ -109,6 +126,7 @@ def _relu_step(w: Direction, x: Tensor, h: Tensor, c: None) -> Step:
 
 _STEPS: dict[str, Any] = {
     "lstm": _lstm_step,
+    "r_lstm": _r_lstm_step,
     "gru": _gru_step,
     "rnn_tanh": _rnn_step,
     "rnn_relu": _relu_step,
@@ -158,9 +176,10 @@ def naive_relevance(
 def _direction_relevance(
     kind: str, w: Direction, tape: list[Step], above: Tensor, r_c: Tensor | None, rule: Recurrent
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    back: Any = {"lstm": _lstm_back, "gru": _gru_back}.get(kind, _rnn_back)
+    backs = {"lstm": _lstm_back, "r_lstm": _lstm_back, "gru": _gru_back}
+    back: Any = backs.get(kind, _rnn_back)
     r_h = torch.zeros_like(above[0])
-    if kind == "lstm" and r_c is None:
+    if kind in CELLED and r_c is None:
         r_c = torch.zeros_like(tape[0]["c"])
     r_x = torch.zeros(len(tape), *tape[0]["x"].shape, dtype=above.dtype)
     for t in reversed(range(len(tape))):
@@ -176,7 +195,7 @@ def _lstm_back(
     r_u = r_h
     if w.w_hr is not None:
         r_u = _epsilon_map(step["u"], w.w_hr, torch.zeros_like(r_h), r_h, epsilon, phi)
-    r_o, r_signal = _product(rule, step["o"], torch.tanh(step["c"]), r_u)
+    r_o, r_signal = _product(rule, step["o"], step["signal"], r_u)
     r_c = r_c + r_signal
     sign = torch.where(step["c"] >= 0, 1.0, -1.0).to(r_c)
     shared = phi * reference.quotient(r_c * epsilon * sign / 2, step["c"], epsilon)

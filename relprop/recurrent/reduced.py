@@ -24,6 +24,7 @@ from torch import Tensor
 
 from relprop import reference
 from relprop.backends.pointwise import stabilized
+from relprop.recurrent.layout import CELLED
 from relprop.recurrent.tape import Tape
 
 __all__ = ["Inflow", "Outflow", "Scan", "reduced_relevance", "scan_of"]
@@ -86,7 +87,7 @@ class Outflow:
 
 def scan_of(tape: Tape, epsilon: float) -> Scan:
     """The reduced recurrence of a direction under `Recurrent("all", epsilon)`."""
-    if tape.kind == "lstm":
+    if tape.kind in CELLED:
         return _lstm(tape, epsilon)
     return _gru(tape, epsilon) if tape.kind == "gru" else _rnn(tape, epsilon)
 
@@ -104,8 +105,12 @@ def _lstm(tape: Tape, epsilon: float) -> Scan:
     rows = slice(2 * tape.hidden, 3 * tape.hidden)
     projection = inner = above = None
     if epsilon == 0:
-        alpha, beta = f, i * _ratio(g, g_pre)
-        inner = above = o * _ratio(torch.tanh(c), c)
+        alpha = f
+        if tape.kind == "lstm":
+            beta, inner = i * _ratio(g, g_pre), o * _ratio(torch.tanh(c), c)
+        else:
+            beta, inner = i * (g_pre > 0), o
+        above = inner
         if w.w_hr is not None:
             projection, inner, above = (w.w_hr, inner), None, None
     else:
@@ -114,7 +119,7 @@ def _lstm(tape: Tape, epsilon: float) -> Scan:
         beta = (i * g).mul_(divisor).div_(stabilized(g_pre, epsilon))
         inner = tape.h
         if w.w_hr is not None:
-            projection = w.w_hr, o * torch.tanh(c)
+            projection = w.w_hr, o * tape.signal()
             above = stabilized(tape.h, epsilon).reciprocal_()
             inner = tape.h * above
     first = tape.h_before[0], before[0]

@@ -24,7 +24,8 @@ __all__ = ["stepwise_relevance"]
 
 def stepwise_relevance(tape: Tape, rule: Recurrent, inflow: Inflow) -> Outflow:
     """Carry relevance back through every step of a direction, `Recurrent` with any options."""
-    steps = {"lstm": _LstmSteps, "gru": _GruSteps}.get(tape.kind, _RnnSteps)
+    kinds = {"lstm": _LstmSteps, "r_lstm": _LstmSteps, "gru": _GruSteps}
+    steps = kinds.get(tape.kind, _RnnSteps)
     return steps(tape, rule, inflow).run()
 
 
@@ -107,6 +108,7 @@ class _LstmSteps(_Steps):
         super().__init__(tape, rule, inflow)
         assert tape.gates is not None
         self.i, self.f, self.g, self.o = tape.gates.chunk(4, -1)
+        self.signal = tape.signal()
         # gates that take relevance beside the candidate: all of them, or none
         self.rows = slice(2 * tape.hidden, 3 * tape.hidden) if rule.gate == "all" else slice(None)
 
@@ -116,7 +118,7 @@ class _LstmSteps(_Steps):
     def step(self, t: int, r_h: Tensor, r_c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         tape, c, before = self.tape, self.tape.c, self.tape.c_before
         assert c is not None and before is not None
-        squashed = torch.tanh(c[t])
+        squashed = self.signal[t]
         r_o, r_signal = self.product(self.o[t], squashed, self.projected(t, r_h, squashed))
         kept, made = self.split(
             r_signal if r_c is None else r_c + r_signal,

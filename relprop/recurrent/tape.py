@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relprop.recurrent.layout import Direction
+from relprop.recurrent.layout import CELLED, GATES, Direction
 
 __all__ = ["Tape", "run"]
 
@@ -43,10 +43,15 @@ class Tape:
     c_before: Tensor | None = None
     c: Tensor | None = None
 
+    def signal(self) -> Tensor:
+        """What an LSTM's output gate multiplies: tanh(c), or c."""
+        assert self.c is not None
+        return torch.tanh(self.c) if self.kind == "lstm" else self.c
+
     @property
     def hidden(self) -> int:
         """Number of hidden units."""
-        return self.weights.w_ih.shape[0] // {"lstm": 4, "gru": 3}.get(self.kind, 1)
+        return self.weights.w_ih.shape[0] // GATES[self.kind]
 
 
 def run(kind: str, w: Direction, x: Tensor, h0: Tensor, c0: Tensor | None) -> Tape:
@@ -59,9 +64,9 @@ def run(kind: str, w: Direction, x: Tensor, h0: Tensor, c0: Tensor | None) -> Ta
         h0: `[batch, P]`.
         c0: `[batch, H]`, an LSTM's.
     """
-    if kind == "lstm":
+    if kind in CELLED:
         assert c0 is not None
-        return _lstm(w, x, h0, c0)
+        return _lstm(w, x, h0, c0) if kind == "lstm" else _r_lstm(w, x, h0, c0)
     states = h0.unsqueeze(0)
     biased = w.b_ih is not None
     h = _LIBRARY[kind](x, states, w.tensors(), biased, 1, 0.0, False, False, False)[0]
@@ -85,6 +90,21 @@ def _lstm(w: Direction, x: Tensor, h0: Tensor, c0: Tensor) -> Tape:
         c[t].addcmul_(f[t], before)
         before = c[t]
     return Tape("lstm", w, x, h_before, h, pre, gates, torch.cat([states[1], c[:-1]]), c)
+
+
+def _r_lstm(w: Direction, x: Tensor, h0: Tensor, c0: Tensor) -> Tape:
+    """A ReLU candidate and h = o * c: no library has it, so one product a step."""
+    pre = _product(x, w.w_ih, _joined(w.b_ih, w.b_hh))
+    h, c, gates = [h0], [c0], torch.empty_like(pre)
+    for t, row in enumerate(pre):
+        row.addmm_(h[-1], w.w_hh.t())
+        torch.sigmoid(row, out=gates[t])
+        i, f, g, o = gates[t].chunk(4, -1)
+        torch.clamp(row.chunk(4, -1)[2], min=0, out=g)
+        c.append(f * c[-1] + i * g)
+        h.append(o * c[-1])
+    states, cells = torch.stack(h), torch.stack(c)
+    return Tape("r_lstm", w, x, states[:-1], states[1:], pre, gates, cells[:-1], cells[1:])
 
 
 def _pre_activations(w: Direction, x: Tensor, h_before: Tensor) -> Tensor:

@@ -1,0 +1,229 @@
+"""Recurrent layers and cells of the Triton backend.
+
+The kernels serve `Recurrent("all")` with a stabilizer above 0, no share of the bias and no rule of
+its own for the candidate's map, on layers without a projection.  Everything else is refused when
+the plan is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from relprop.backends.triton_operations import check_operands
+from relprop.layers import Operation, Step
+from relprop.layers.base import refuse
+from relprop.layers.packed import PackedGru, PackedLayer
+from relprop.layers.recurrent import (
+    Call,
+    GruCell,
+    GruLayer,
+    LstmCell,
+    Parted,
+    Recurrence,
+    RecurrentCell,
+    RecurrentLayer,
+)
+from relprop.recurrent.layout import Direction, Layout
+from relprop.rules import Recurrent
+
+if TYPE_CHECKING:
+    from relprop.kernels.recurrent_launch import Recurrence as LayerSaved
+
+__all__ = ["RECURRENT", "Saved", "check_rule", "forward", "limits_of", "relevance"]
+
+Values = tuple[Tensor, Tensor, Tensor | None]
+"""Output, last hidden states, last cells."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the relevance pass of a stack needs.
+
+    Attributes:
+        layout: of the layer.
+        layers: what each layer of the stack left.
+    """
+
+    layout: Layout
+    layers: list[LayerSaved]
+
+
+def limits_of(rule: Recurrent, projected: bool) -> str | None:
+    """Why no kernel serves a rule, or a layer with a projection; None if one does."""
+    asked = {
+        f"gate={rule.gate!r}": rule.gate != "all",
+        f"epsilon={rule.epsilon}": rule.epsilon <= 0,
+        f"bias_factor={rule.bias_factor}": rule.bias_factor != 0,
+        f"rule={rule.rule!r}": rule.rule is not None,
+        "a projection": projected,
+    }
+    found = [name for name, unserved in asked.items() if unserved]
+    if not found:
+        return None
+    return (
+        f"backend='triton' has no kernel for a recurrent layer with {', '.join(found)}; it takes "
+        "gate='all', epsilon > 0, bias_factor=0, no rule of its own for the candidate's map and no "
+        "projection; use backend='aten'"
+    )
+
+
+def forward(
+    layout: Layout,
+    directions: Sequence[Direction],
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    rule: Recurrent,
+    lengths: Tensor | None = None,
+    precision: str = "highest",
+    where: str = "recurrent layer",
+) -> tuple[Values, Saved]:
+    """Output, last hidden states, last cells; and what `relevance` needs.
+
+    Arguments as in `relprop.recurrent.aten.forward`, and
+
+        precision: of the products.
+        where: the layer, for messages.
+
+    Raises:
+        InputError: an operand that no kernel takes.
+    """
+    from relprop.kernels.recurrent_launch import recurrent_forward
+
+    check_operands(where, input=x, h_0=h0, c_0=c0, weight=directions[0].w_hh)
+    current = (x.transpose(0, 1) if layout.batch_first else x).detach()
+    if lengths is not None:
+        steps = torch.arange(len(current), device=x.device).view(-1, 1, 1)
+        current = torch.where(steps < lengths.view(1, -1, 1), current, 0.0)
+    layers, last, cells = [], [], []
+    with torch.no_grad():
+        for layer in range(layout.layers):
+            rows = slice(layer * layout.ways, (layer + 1) * layout.ways)
+            out, h, c, saved = recurrent_forward(
+                layout.kind,
+                current,
+                *_stacked(directions[rows]),
+                h0[rows].detach(),
+                None if c0 is None else c0[rows].detach(),
+                epsilon=rule.epsilon,
+                lengths=lengths,
+                precision=precision,
+            )
+            layers.append(saved)
+            last.append(h)
+            cells += [] if c is None else [c]
+            # a half-precision network stays one: its products would be float32's otherwise
+            current = out.to(x.dtype)
+    out = out.transpose(0, 1) if layout.batch_first else out
+    return (out, torch.cat(last), torch.cat(cells) if cells else None), Saved(layout, layers)
+
+
+def relevance(
+    saved: Saved, r_out: Tensor | None, r_last: Tensor | None, r_cells: Tensor | None
+) -> Parted:
+    """Relevance of the input, of the initial hidden states, of the initial cells.
+
+    Arguments and result as in `relprop.recurrent.aten.relevance`.
+    """
+    from relprop.kernels.recurrent_launch import recurrent_relevance
+
+    layout, ways = saved.layout, saved.layout.ways
+    above = r_out.transpose(1, 2) if r_out is not None and layout.batch_first else r_out
+    r_h0, r_c0 = [], []
+    for layer in reversed(range(layout.layers)):
+        rows = slice(layer * ways, (layer + 1) * ways)
+        states = (None if r is None else r[:, rows] for r in (r_last, r_cells))
+        above, h, c = recurrent_relevance(saved.layers[layer], above, *states)
+        r_h0.append(h)
+        r_c0 += [] if c is None else [c]
+    assert above is not None
+    r_x = above.transpose(1, 2) if layout.batch_first else above
+    cells = torch.cat(r_c0[::-1], 1) if r_c0 else None
+    return r_x.contiguous(), torch.cat(r_h0[::-1], 1), cells
+
+
+def _stacked(directions: Sequence[Direction]) -> list[Tensor | None]:
+    """w_ih, w_hh, b_ih, b_hh of a layer's directions, `[ways, ·]` each."""
+    every = zip(*((w.w_ih, w.w_hh, w.b_ih, w.b_hh) for w in directions), strict=True)
+    return [None if parts[0] is None else torch.stack(parts).detach() for parts in every]
+
+
+class _Fused(Recurrence):
+    """By kernels."""
+
+    backend = "triton"
+
+    def run(self, step: Step, call: Call, lengths: Tensor | None = None) -> tuple[Values, Any]:
+        assert isinstance(step.rule, Recurrent)
+        precision = step.options.get("precision", "highest")
+        return forward(*call, step.rule, lengths, precision, step.where)
+
+    def carried_back(self, saved: Any, given: Sequence[Tensor | None]) -> Parted:
+        return relevance(saved, *given)
+
+
+class TritonLayer(_Fused, RecurrentLayer):
+    """`nn.LSTM` or `nn.RNN` by kernels."""
+
+
+class TritonGru(_Fused, GruLayer):
+    """`nn.GRU` by kernels."""
+
+
+class TritonPackedLayer(_Fused, PackedLayer):
+    """`nn.LSTM` or `nn.RNN` on packed sequences by kernels."""
+
+
+class TritonPackedGru(_Fused, PackedGru):
+    """`nn.GRU` on packed sequences by kernels."""
+
+
+class TritonCell(_Fused, RecurrentCell):
+    """`nn.RNNCell` by kernels."""
+
+
+class TritonGruCell(_Fused, GruCell):
+    """`nn.GRUCell` by kernels."""
+
+
+class TritonLstmCell(_Fused, LstmCell):
+    """`nn.LSTMCell` by kernels."""
+
+
+RECURRENT: dict[str, Operation] = {
+    **dict.fromkeys(("lstm", "rnn_tanh", "rnn_relu"), TritonLayer()),
+    "gru": TritonGru(),
+    **dict.fromkeys(("lstm_packed", "rnn_tanh_packed", "rnn_relu_packed"), TritonPackedLayer()),
+    "gru_packed": TritonPackedGru(),
+    **dict.fromkeys(("rnn_tanh_cell", "rnn_relu_cell"), TritonCell()),
+    "gru_cell": TritonGruCell(),
+    "lstm_cell": TritonLstmCell(),
+}
+"""By canonical name."""
+
+
+def check_rule(step: Step) -> None:
+    """Refuse, at planning time, a recurrent step that no kernel serves.
+
+    Raises:
+        PlanningError: the rule asks for more than the kernels do, or the layer projects.
+    """
+    assert isinstance(step.rule, Recurrent)
+    reason = limits_of(step.rule, _projects(step))
+    if reason is not None:
+        raise refuse(step, reason)
+
+
+def _projects(step: Step) -> bool:
+    """Whether each direction of an LSTM has one weight more than its two matrices and biases."""
+    node = step.node
+    if not node.op.startswith("lstm") or node.op.endswith("cell"):
+        return False
+    packed = node.op.endswith("packed")
+    weights, biased, layers, _, _, both = node.args[3:9] if packed else node.args[2:8]
+    return len(weights) > int(layers) * (2 if both else 1) * (4 if biased else 2)

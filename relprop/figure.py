@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["heatmap_figure"]
+__all__ = ["heatmap_figure", "save_figure"]
 
 Groups = Sequence[tuple[str, int]]
 
@@ -48,13 +48,15 @@ def heatmap_figure(
     high: float = 1.0,
     input_label: str = "Input",
     dpi: int = 200,
+    cell_inches: float = CELL_INCHES,
 ) -> tuple[Path, Path]:
     """Draw heatmaps, methods x samples, under the inputs, with a colour legend; as PDF and PNG.
 
     `rows` are (label, relevance `[N, C, H, W]`) pairs, each map divided by its own maximum;
     `columns` the N samples' labels; `inputs` the images `[N, C, H, W]`, from `low` to `high`.
     `faint`, bool `[N]` or `[rows, N]`, marks misclassified samples, drawn faint.  `row_groups` and
-    `column_groups` are (heading, number of rows or columns) pairs.  `path` is without its suffix.
+    `column_groups` are (heading, number of rows or columns) pairs.  `path` is without its suffix;
+    `cell_inches` the width of a column.
 
     Returns: the paths of the PDF (text as text) and of the PNG.
 
@@ -65,18 +67,20 @@ def heatmap_figure(
     _check_groups("column_groups", column_groups, len(columns))
     pictures = _pictures(rows, columns, inputs, faint, low, high)
     figure, axes = _canvas()
+    height, text = pictures.shape[2] / pictures.shape[3], CELL_INCHES / cell_inches
     layout = _Layout(
         lefts=_edges(column_groups or [("", len(columns))], 1, 0, COLUMN_GROUP_GAP),
-        tops=_tops(row_groups or [("", len(rows))], pictures.shape[2] / pictures.shape[3]),
-        height=pictures.shape[2] / pictures.shape[3],
+        tops=_tops(row_groups or [("", len(rows))], height, text),
+        height=height,
+        text=text,
     )
     labels = [input_label, *(label for label, _ in rows)]
     _draw_cells(axes, layout, pictures, labels)
     _draw_headings(axes, layout, columns, row_groups, column_groups)
     _draw_legend(axes, layout, faint is not None and bool(np.asarray(faint).any()))
     axes.set(xlim=(0, layout.width), ylim=(layout.bottom, 0), aspect="auto")
-    figure.set_size_inches(layout.width * CELL_INCHES, layout.bottom * CELL_INCHES)
-    return _save(figure, Path(path), dpi)
+    figure.set_size_inches(layout.width * cell_inches, layout.bottom * cell_inches)
+    return save_figure(figure, path, dpi)
 
 
 def _check_groups(name: str, groups: Groups, count: int) -> None:
@@ -128,11 +132,15 @@ def _marks(faint: Array, rows: int, columns: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Left edges of columns, top edges of rows (the inputs' first), and a cell's height."""
+    """Left edges of columns, top edges of rows (the inputs' first), and a cell's height.
+
+    `text` is what text takes of a cell, in units of what it takes of one of `CELL_INCHES`.
+    """
 
     lefts: tuple[float, ...]
     tops: tuple[float, ...]
     height: float
+    text: float
 
     @property
     def width(self) -> float:
@@ -151,9 +159,10 @@ def _edges(groups: Groups, size: float, start: float, group_gap: float) -> tuple
     )
 
 
-def _tops(groups: Groups, height: float) -> tuple[float, ...]:
-    below_inputs = height + (ROW_GROUP_GAP if groups[0][0] else 2 * GAP)
-    return (0.0, *_edges(groups, height, below_inputs, ROW_GROUP_GAP))
+def _tops(groups: Groups, height: float, text: float) -> tuple[float, ...]:
+    heading = ROW_GROUP_GAP * text
+    below_inputs = height + (heading if groups[0][0] else 2 * GAP)
+    return (0.0, *_edges(groups, height, below_inputs, heading))
 
 
 def _canvas() -> tuple[Figure, Axes]:
@@ -183,7 +192,7 @@ def _show(
 def _draw_cells(axes: Axes, layout: _Layout, pictures: Pixels, labels: Sequence[str]) -> None:
     for top, label, row in zip(layout.tops, labels, pictures, strict=True):
         middle = top + layout.height / 2
-        axes.text(-0.12, middle, label, ha="right", va="center", **FONT)
+        axes.text(-0.12 * layout.text, middle, label, ha="right", va="center", **FONT)
         for left, picture in zip(layout.lefts, row, strict=True):
             _show(axes, picture, left, top, 1, layout.height)
 
@@ -197,38 +206,45 @@ def _draw_headings(
 ) -> None:
     texts = [textwrap.fill(text, 12, break_long_words=False) for text in columns]
     for left, text in zip(layout.lefts, texts, strict=True):
-        axes.text(left + 0.5, -0.06, text, ha="center", va="bottom", **FONT)
-    line = -0.16 - LINE * max(text.count("\n") + 1 for text in texts)
+        axes.text(left + 0.5, -0.06 * layout.text, text, ha="center", va="bottom", **FONT)
+    line = -layout.text * (0.16 + LINE * max(text.count("\n") + 1 for text in texts))
     start = 0
     for heading, count in column_groups:
         first, last = layout.lefts[start], layout.lefts[start + count - 1] + 1
         axes.plot([first, last], [line, line], color="black", linewidth=0.8, clip_on=False)
-        middle, above = (first + last) / 2, line - 0.06
+        middle, above = (first + last) / 2, line - 0.06 * layout.text
         axes.text(middle, above, heading, ha="center", va="bottom", fontweight="bold", **FONT)
         start += count
     start = 1
     for heading, count in row_groups:
-        top = layout.tops[start] - 0.06
+        top = layout.tops[start] - 0.06 * layout.text
         axes.text(0, top, heading, ha="left", va="bottom", fontweight="bold", **FONT)
         start += count
 
 
 def _draw_legend(axes: Axes, layout: _Layout, faint: bool) -> None:
     """The colour scale under the figure, from R_i << 0 to R_i >> 0, and a note on faint maps."""
-    length, thickness = 2.5, 0.18
-    left, top = (layout.width - length) / 2, layout.bottom + 0.3
+    length, thickness = 2.5 * layout.text, 0.18 * layout.text
+    left, top = (layout.width - length) / 2, layout.bottom + 0.3 * layout.text
     _show(axes, legend(thickness=1), left, top, length, thickness)
     middle = top + thickness / 2
-    axes.text(left - 0.1, middle, r"$R_i \ll 0$", ha="right", va="center", **FONT)
-    axes.text(left + length + 0.1, middle, r"$R_i \gg 0$", ha="left", va="center", **FONT)
+    axes.text(left - 0.1 * layout.text, middle, r"$R_i \ll 0$", ha="right", va="center", **FONT)
+    axes.text(
+        left + length + 0.1 * layout.text, middle, r"$R_i \gg 0$", ha="left", va="center", **FONT
+    )
     if faint:
         note = "faint: misclassified sample"
-        axes.text(layout.width / 2, top + 0.32, note, ha="center", va="top", **FONT)
+        axes.text(layout.width / 2, top + 0.32 * layout.text, note, ha="center", va="top", **FONT)
 
 
-def _save(figure: Figure, path: Path, dpi: int) -> tuple[Path, Path]:
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 200) -> tuple[Path, Path]:
+    """Write a figure as PDF and PNG, each whole or not at all; equal figures give equal files.
+
+    `path` is without its suffix.  Returns the paths of the PDF and of the PNG.
+    """
     from matplotlib import rc_context
 
+    path = Path(path)
     pdf, png = (path.with_name(f"{path.name}.{kind}") for kind in ("pdf", "png"))
     # Type 42 keeps the text searchable; without dates and versions equal input gives equal files.
     metadata = {

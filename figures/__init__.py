@@ -1,0 +1,1 @@
+"""The figures: one script each, `python -m figures` draws them all."""

@@ -17,7 +17,7 @@ from relprop.cli.progress import Progress
 from relprop.data import Task
 from relprop.errors import InputError
 from relprop.models import study
-from relprop.models.study.training import ACCEPTED, PAIRS, start, train, weights_path
+from relprop.models.study.training import ACCEPTED, EPOCHS, PAIRS, start, train, weights_path
 from relprop.models.training import Recipe, Training
 
 __all__ = ["add_train", "run_train"]
@@ -57,7 +57,8 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.add_argument("task", help="see above")
     recipe = Recipe()
     command.add_argument("--seed", type=int, default=recipe.seed, help="(%(default)s)")
-    command.add_argument("--epochs", type=int, default=recipe.epochs, help="most (%(default)s)")
+    planned = ", ".join(f"{count} for {task}" for task, count in EPOCHS.items())
+    command.add_argument("--epochs", type=int, help=f"most ({planned})")
     command.add_argument("--batch-size", type=int, default=recipe.batch, help="(%(default)s)")
     command.add_argument("--lr", type=float, default=recipe.rate, help="at first (%(default)s)")
     command.add_argument(
@@ -138,7 +139,7 @@ SPLITS = ("train", "validation", "test")
 def _recipe(arguments: argparse.Namespace, task: str) -> Recipe:
     return Recipe(
         arguments.seed,
-        arguments.epochs,
+        EPOCHS[task] if arguments.epochs is None else arguments.epochs,
         arguments.batch_size,
         arguments.lr,
         ACCEPTED[task],

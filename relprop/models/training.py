@@ -48,7 +48,7 @@ class Recipe:
     batch: int = 50
     rate: float = 1e-3
     accepted: float = 0.0
-    patience: int = 3
+    patience: int = 5
 
     def __post_init__(self) -> None:
         whole = self.seed >= 0 and min(self.epochs, self.batch, self.patience) >= 1

@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 PY ?= .venv/bin/python
 STAMP ?= .venv/.installed
 
-.PHONY: help demo test mutants slow lint format bench gpu kernels package clean
+.PHONY: help demo test mutants slow lint format bench train gpu kernels package clean
 
 help:
 	@echo "make demo     explain real MNIST and Fashion-MNIST images with every method (out/demo)"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint     formatting, ruff, mypy on an installed copy"
 	@echo "make format   rewrite the sources as 'make lint' wants them"
 	@echo "make bench    the CPU benchmarks"
+	@echo "make train    train the study's networks that come without weights (out/train)"
 	@echo "make gpu      tests and benchmarks on a CUDA device"
 	@echo "make kernels  the Triton kernels' tests, in Triton's interpreter"
 	@echo "make package  build the wheel and sdist, install into empty environments, run the README"
@@ -55,6 +56,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.cnn
+
+# make train TRAIN="--data FOLDER --device cuda --jobs 6"; goes on where it was stopped.
+train: $(STAMP)
+	$(PY) -m relprop train all all --out out/train $(TRAIN)
 
 gpu: $(STAMP)
 	$(PY) -m benchmarks.gpu

@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 PY ?= .venv/bin/python
 STAMP ?= .venv/.installed
 
-.PHONY: help demo test mutants slow lint format bench train gpu kernels package clean
+.PHONY: help demo test mutants slow lint format bench bench-full bench-report figures train gpu kernels package clean
 
 help:
 	@echo "make demo     explain real MNIST and Fashion-MNIST images with every method (out/demo)"
@@ -16,7 +16,9 @@ help:
 	@echo "make mutants  faults put into the sources: each must fail a test"
 	@echo "make lint     formatting, ruff, mypy on an installed copy"
 	@echo "make format   rewrite the sources as 'make lint' wants them"
-	@echo "make bench    the CPU benchmarks"
+	@echo "make bench    CPU benchmarks, side by side with peers; BASE=<git revision>: with a version"
+	@echo "make bench-full    all of them, recorded; then tables and figures (make bench-report)"
+	@echo "make figures  the study's figures, as PNG and PDF, into figures/"
 	@echo "make train    train the study's networks that come without weights (out/train)"
 	@echo "make gpu      tests and benchmarks on a CUDA device"
 	@echo "make kernels  the Triton kernels' tests, in Triton's interpreter"
@@ -54,8 +56,25 @@ format: $(STAMP)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+# make bench BASE=v0.1   this checkout against another version
 bench: $(STAMP)
-	$(PY) -m benchmarks.cnn
+	$(PY) -m benchmarks $(if $(BASE),--base $(BASE))
+
+# Goes on where it was stopped; figures and tables are made from the records alone.
+bench-full: $(STAMP)
+	$(PY) -m benchmarks --suite full --record --keep 12
+	$(MAKE) bench-report
+
+bench-report: $(STAMP)
+	$(PY) -m benchmarks.report
+	$(PY) -m figures.benchmarks
+	$(PY) .ci/readme_performance.py
+
+# make figures FIGURES="--data FOLDER" reads the data sets from a folder.
+figures: $(STAMP)
+	$(PY) figures/methods.py
+	$(PY) figures/sequence_example.py
+	$(PY) -m figures $(FIGURES)
 
 # make train TRAIN="--data FOLDER --device cuda --jobs 6"; goes on where it was stopped.
 train: $(STAMP)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import relprop
-from benchmarks.cnn import environment, write_record
+from benchmarks.recording import environment, write_record
 from benchmarks.zoo import FAMILIES, Family, randomised
 from relprop import composites
 from relprop.conservation import ConservationReport

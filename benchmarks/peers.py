@@ -1,13 +1,17 @@
-"""How each library explains a batch in these benchmarks: the set-up of every peer, in one place.
+"""How each library explains: the set-up of everyone that is measured, in one place.
 
-Peers run at their best: parameters without gradients, channels_last like ours, batch norm merged by
-their own canonizers, their objects made once and used for every call.
+Everybody runs at their best: parameters without gradients, channels_last, the same threads and
+number format, batch norm merged by their own canonizers, their objects made once and used for every
+call.  A maker returns a function of a batch and its targets, or None where the library cannot do
+the job or is not installed.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +20,30 @@ from torch import Tensor, nn
 
 import relprop
 
-__all__ = ["VARIANTS", "declare_torchvision_operators", "network", "variants"]
+__all__ = [
+    "PIXELS",
+    "Explain",
+    "Peer",
+    "captum",
+    "declare_torchvision_operators",
+    "gradient",
+    "network",
+    "ours",
+    "peers",
+    "zennit",
+    "zennit_rule",
+]
 
-Call = Callable[[], Any]
-VARIANTS = {
-    "lrp_epsilon": ("relprop", "captum"),
-    "epsilon_plus": ("relprop", "relprop frozen", "zennit"),
-    "epsilon_alpha2_beta1": ("relprop", "relprop frozen", "zennit"),
-}
-"""Methods, and who can do each."""
+Explain = Callable[[Tensor, Tensor], Tensor]
+PIXELS = {"low": -3.0, "high": 3.0}
+"""The box of the inputs, where a method asks for one."""
 
 
 def network(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A torchvision network with seeded random weights and plausible batch-norm statistics."""
+    """A torchvision network with seeded random weights and plausible batch-norm statistics.
+
+    Batch norms have no eps: Zennit's merging leaves it out, and all must explain one function.
+    """
     declare_torchvision_operators()
     import torchvision
 
@@ -38,6 +53,7 @@ def network(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_var.uniform_(0.5, 2.0)
             module.running_mean.normal_(0.0, 0.1)
+            module.eps = 0.0
     model = model.to(dtype=dtype, memory_format=torch.channels_last).eval()
     return model.requires_grad_(False)
 
@@ -61,100 +77,181 @@ def declare_torchvision_operators() -> None:
 _KEPT: list[torch.library.Library] = []
 
 
-def variants(
-    name: str,
+@dataclass(frozen=True)
+class Peer:
+    """A library and what it was set up with.
+
+    Attributes:
+        library: as tables name it.
+        explain: from a batch and its targets to relevance.
+        precision: of its products.
+        most: samples that it is given at a time; 0 for a whole batch.
+    """
+
+    library: str
+    explain: Explain
+    precision: str = "highest"
+    most: int = 0
+
+
+def peers(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    method: Any,
+    *,
     precision: str = "highest",
     triton: bool = False,
-) -> dict[str, Call]:
-    """Everyone who can do something with this model, by "method | who".
+    naive: bool = True,
+) -> list[Peer]:
+    """Everyone who can explain a model by a method, the plain gradient first.
 
-    `triton` adds this library's Triton backend.
+    Args:
+        model: in eval mode, without gradients.
+        method: a name, or what else `relprop.Explainer` takes; peers know names alone.
+        precision: of relprop's products.
+        triton: also relprop's Triton backend.
+        naive: also the naive reference.
     """
-    calls: dict[str, Call] = {"gradient | autograd": lambda: _gradient(model, images, labels)}
-    for method, who in VARIANTS.items():
-        for library in (*who, *(("relprop triton",) if triton else ())):
-            call = _MAKERS[library](name, model, images, labels, method, precision)
-            if call is not None:
-                calls[f"{method} | {library}"] = call
-    return calls
+    found = [
+        Peer("gradient", gradient(model)),
+        Peer("relprop", ours(model, method, precision=precision), precision),
+    ]
+    if method != "lrp_epsilon":  # which derives nothing from the weights
+        call = ours(model, method, precision=precision, frozen=True)
+        found.append(Peer("relprop frozen", call, precision))
+    if triton:
+        call = ours(model, method, precision=precision, backend="triton")
+        found.append(Peer("relprop triton", call, precision))
+    others = [Peer("zennit", z)] if (z := zennit(model, method)) is not None else []
+    others += [Peer("captum", c)] if (c := captum(model, method)) is not None else []
+    if naive:
+        # sample by sample, as fast a sample as in a batch: a batch would take a round's half
+        others.append(Peer("naive reference", ours(model, method, backend="reference"), most=1))
+    return found + others
 
 
-def _gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    x = images.detach().requires_grad_()
-    chosen = model(x).gather(1, labels.unsqueeze(1)).sum()
-    (gradient,) = torch.autograd.grad(chosen, x)
-    return gradient
+def gradient(model: nn.Module) -> Explain:
+    """Autograd: the output at the target, differentiated by the input alone."""
+
+    def explain(x: Tensor, target: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        chosen = model(x).gather(1, target.unsqueeze(1)).sum()
+        (found,) = torch.autograd.grad(chosen, x)
+        return found
+
+    return explain
 
 
-def _relprop(
-    name: str, model: nn.Module, images: Tensor, labels: Tensor, method: str, precision: str
-) -> Call:
-    explainer = relprop.Explainer(model, method, precision=precision)
-    return lambda: explainer(images, target=labels)
+def ours(model: nn.Module, method: Any, **options: Any) -> Explain:
+    """This library, captured once; `options` are `relprop.Explainer`'s."""
+    box = PIXELS if method in ("epsilon_gamma_box", "deep_taylor") else None
+    explainer = relprop.Explainer(model, method, method_options=box, **options)
+
+    def explain(x: Tensor, target: Tensor) -> Tensor:
+        found = explainer(x, target=target)
+        assert isinstance(found, Tensor)
+        return found
+
+    return explain
 
 
-def _relprop_frozen(
-    name: str, model: nn.Module, images: Tensor, labels: Tensor, method: str, precision: str
-) -> Call:
-    explainer = relprop.Explainer(model, method, precision=precision, frozen=True)
-    return lambda: explainer(images, target=labels)
-
-
-def _relprop_triton(
-    name: str, model: nn.Module, images: Tensor, labels: Tensor, method: str, precision: str
-) -> Call:
-    explainer = relprop.Explainer(model, method, precision=precision, backend="triton")
-    return lambda: explainer(images, target=labels)
-
-
-def _zennit(
-    name: str, model: nn.Module, images: Tensor, labels: Tensor, method: str, precision: str
-) -> Call | None:
-    try:
-        from zennit import composites
-        from zennit.attribution import Gradient
-        from zennit.torchvision import ResNetCanonizer, VGGCanonizer
-    except ImportError:
+def zennit(model: nn.Module, method: Any) -> Explain | None:
+    """Zennit: its composite, registered for each call as its attributors do."""
+    if importlib.util.find_spec("zennit") is None or not isinstance(method, str):
         return None
-    canonizer = ResNetCanonizer() if "resnet" in name else VGGCanonizer()
-    classes = {
-        "epsilon_plus": composites.EpsilonPlus,
-        "epsilon_alpha2_beta1": composites.EpsilonAlpha2Beta1,
-    }
-    composite = classes[method](canonizers=[canonizer])
-    count = int(model(images[:1]).shape[1])
+    declare_torchvision_operators()
+    from zennit.attribution import Gradient
 
-    def start(output: Tensor) -> Tensor:
-        return output.detach() * nn.functional.one_hot(labels, count).to(output)
+    composite = _zennit_composite(model, method)
+    if composite is None:
+        return None
 
-    def call() -> Tensor:
+    def explain(x: Tensor, target: Tensor) -> Tensor:
+        def start(output: Tensor) -> Tensor:
+            return output.detach() * nn.functional.one_hot(target, output.shape[1]).to(output)
+
         with Gradient(model=model, composite=composite) as attributor:
-            _, relevance = attributor(images.detach().clone(), start)
-        return relevance
+            _, relevance = attributor(x.detach().clone(), start)
+        found: Tensor = relevance
+        return found
 
-    return call
+    return explain
 
 
-def _captum(
-    name: str, model: nn.Module, images: Tensor, labels: Tensor, method: str, precision: str
-) -> Call | None:
-    if "resnet" in name:  # its LRP refuses a ReLU module that is called twice
+def _zennit_composite(model: nn.Module, method: str) -> Any:
+    from zennit import composites, rules
+    from zennit.composites import LayerMapComposite, layer_map_base
+    from zennit.torchvision import ResNetCanonizer, VGGCanonizer
+    from zennit.types import Convolution
+
+    residual = any("Bottleneck" in type(m).__name__ or "BasicBlock" in type(m).__name__
+                   for m in model.modules())  # fmt: skip
+    canonizers = [ResNetCanonizer() if residual else VGGCanonizer()]
+    uniform: Mapping[str, Callable[[], Any]] = {
+        "lrp_epsilon": rules.Epsilon,
+        "lrp_gamma": rules.Gamma,
+        "lrp_zplus": rules.ZPlus,
+        "lrp_alpha2_beta1": rules.AlphaBeta,
+    }
+    if method in uniform:
+        rule = uniform[method]
+        layers = [*layer_map_base(), (Convolution, rule()), (nn.Linear, rule())]
+        return LayerMapComposite(layer_map=layers, canonizers=canonizers)
+    names = {
+        "epsilon_plus": ("EpsilonPlus", {}),
+        "epsilon_plus_flat": ("EpsilonPlusFlat", {}),
+        "epsilon_alpha2_beta1": ("EpsilonAlpha2Beta1", {}),
+        "epsilon_alpha2_beta1_flat": ("EpsilonAlpha2Beta1Flat", {}),
+        "epsilon_gamma_box": ("EpsilonGammaBox", PIXELS),
+        "excitation_backprop": ("ExcitationBackprop", {}),
+    }
+    if method not in names:
         return None
-    try:
-        from captum.attr import LRP
-    except ImportError:
+    name, options = names[method]
+    return getattr(composites, name)(canonizers=canonizers, **options)
+
+
+def zennit_rule(layer: nn.Module, rule: Any) -> Explain | None:
+    """One of Zennit's rules on one layer, registered once; the second argument is relevance."""
+    if importlib.util.find_spec("zennit") is None:
         return None
+    declare_torchvision_operators()
+    from zennit import rules
+
+    name = type(rule).__name__
+    options = {
+        "AlphaBeta": lambda: {"alpha": rule.alpha, "beta": rule.beta},
+        "Gamma": lambda: {"gamma": rule.gamma},
+        "ZBox": lambda: {"low": rule.low, "high": rule.high},
+    }.get(name, dict)()
+    getattr(rules, name)(**options).copy().register(layer)
+
+    def explain(x: Tensor, relevance: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        (found,) = torch.autograd.grad(layer(x), x, relevance)
+        return found
+
+    return explain
+
+
+def captum(model: nn.Module, method: Any) -> Explain | None:
+    """Captum's LRP: the epsilon rule everywhere, with our stabilizer.
+
+    What it refuses, such as a module that is called twice, it refuses when called.  It works on a
+    copy: it takes modules apart, and an error must not leave the others' model so.
+    """
+    if method != "lrp_epsilon" or importlib.util.find_spec("captum") is None:
+        return None
+    from captum.attr import LRP
+    from captum.attr._utils.lrp_rules import EpsilonRule
+
+    model = copy.deepcopy(model)
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     lrp = LRP(model)
-    return lambda: lrp.attribute(images.detach().clone().requires_grad_(), target=labels)
 
+    def explain(x: Tensor, target: Tensor) -> Tensor:
+        for layer in layers:  # it takes the rules off after every call
+            layer.rule = EpsilonRule(epsilon=1e-6)
+        found: Tensor = lrp.attribute(x.detach().clone().requires_grad_(), target=target)
+        return found
 
-_MAKERS: dict[str, Callable[..., Call | None]] = {
-    "relprop": _relprop,
-    "relprop frozen": _relprop_frozen,
-    "relprop triton": _relprop_triton,
-    "zennit": _zennit,
-    "captum": _captum,
-}
+    return explain

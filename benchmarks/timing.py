@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Timing", "interleaved", "peak_bytes"]
+__all__ = ["Timing", "in_turn", "interleaved", "once", "peak_bytes"]
+
+T = TypeVar("T")
+LEAST_ROUNDS = 3
+MOST_REPEATS = 100
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Timing:
     rounds: int
 
     @classmethod
-    def of(cls, seconds: list[float]) -> Timing:
+    def of(cls, seconds: Sequence[float]) -> Timing:
         """Summarise the rounds."""
         middle = statistics.median(seconds)
         if len(seconds) < 4:
@@ -39,25 +44,72 @@ class Timing:
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1
+    variants: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warmup: int = 1,
+    limit: float | None = None,
+    least: float = 0.0,
 ) -> dict[str, Timing]:
-    """Time the variants in turn, round after round, so that a disturbance hits all alike."""
+    """Time the variants in turn, round after round, so that a disturbance hits all alike.
+
+    Each round begins with another variant, so that none always follows the same one.
+
+    Args:
+        variants: what to call, by name.
+        rounds: measured rounds.
+        warmup: rounds before them, the same for all.
+        limit: seconds after which no round begins, once `LEAST_ROUNDS` were measured.
+        least: seconds that a measurement should take; shorter calls are repeated in it, as many
+            times as the last warm-up round says.
+    """
+    repeats = dict.fromkeys(variants, 1)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
+    began = time.perf_counter()
     for number in range(warmup + rounds):
-        for name, call in variants.items():
-            gc.collect()
-            _synchronise()
-            began = time.perf_counter()
-            call()
-            _synchronise()
+        late = limit is not None and time.perf_counter() - began > limit
+        if late and number >= warmup + LEAST_ROUNDS:
+            break
+        first = number % len(names) if names else 0
+        for name in names[first:] + names[:first]:
+            taken = once(variants[name], repeats[name])
             if number >= warmup:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(taken)
+            elif number == warmup - 1:
+                repeats[name] = max(1, min(MOST_REPEATS, round(least / max(taken, 1e-9))))
     return {name: Timing.of(found) for name, found in seconds.items()}
 
 
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def once(call: Callable[[], Any], repeats: int = 1) -> float:
+    """Seconds of one call: the device's own clock where CUDA has been used, else the processor's.
+
+    Events are recorded on the current stream before and after, so that the time is the device's
+    from one to the other, waiting for the host included.
+
+    Args:
+        call: what to time.
+        repeats: how often to call it in one measurement; the mean is returned.
+    """
+    gc.collect()
+    if not torch.cuda.is_initialized():
+        began = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - began) / repeats
+    torch.cuda.synchronize()
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    for _ in range(repeats):
+        call()
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1e3 / repeats
+
+
+def in_turn(call: Callable[[T], Any], inputs: Sequence[T]) -> Callable[[], Any]:
+    """A call without arguments that takes the next of the inputs each time, round and round."""
+    turn = itertools.cycle(inputs)
+    return lambda: call(next(turn))
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
@@ -65,7 +117,7 @@ def peak_bytes(call: Callable[[], Any]) -> int:
 
     On a CPU from the allocator's own events, as the profiler reports them.
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()

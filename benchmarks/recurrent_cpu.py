@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.rows import write_rows
 from benchmarks.timing import interleaved
 from relprop.recurrent import Layout, aten, directions_of
 from relprop.rules import Recurrent
@@ -136,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sequences", type=int, default=1, help="how many the NumPy loop explains")
+    parser.add_argument("--record", type=Path, help="CSV file to write")
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     layer = nn.LSTM(arguments.inputs, arguments.hidden).requires_grad_(False)
@@ -146,19 +149,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     difference = np.abs(found.numpy() - expected).max() / np.abs(expected).max()
     timings = interleaved(variants, arguments.rounds)
     samples = dict.fromkeys(variants, arguments.batch) | {"NumPy loop": arguments.sequences}
+    speed = {name: samples[name] / t.median for name, t in timings.items()}
     rows = [
-        (
-            name,
-            f"{1e3 * t.median:.1f}",
-            f"{100 * t.spread:.0f} %",
-            f"{samples[name] / t.median:.1f}",
-        )
+        {
+            "variant": name,
+            "ms": f"{1e3 * t.median:.1f}",
+            "spread": f"{100 * t.spread:.0f} %",
+            "sequences/s": f"{speed[name]:.1f}",
+            "over the loop": f"{speed[name] / speed['NumPy loop']:.0f}",
+            "batch": samples[name],
+            "steps": arguments.steps,
+            "inputs": arguments.inputs,
+            "hidden": arguments.hidden,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
         for name, t in timings.items()
     ]
     print(f"batch {arguments.batch}, {arguments.steps} steps, {arguments.hidden} units, float32, "
           f"{torch.get_num_threads()} thread(s); largest difference {difference:.1e}")  # fmt: skip
-    print(table(("variant", "ms", "spread", "sequences/s"), rows))
-    speed = {name: samples[name] / t.median for name, t in timings.items()}
+    shown = ("variant", "ms", "spread", "sequences/s", "over the loop")
+    print(table(shown, [tuple(str(row[key]) for key in shown) for row in rows]))
+    write_rows(arguments.record, rows)
     times = speed["ours, forward and relevance"] / speed["NumPy loop"]
     ratio = (
         timings["ours, relevance pass"].median / timings["autograd, backward to the input"].median

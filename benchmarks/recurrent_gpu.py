@@ -13,7 +13,6 @@ over the latter's norm.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.rows import write_rows
 from benchmarks.timing import interleaved
-from relprop.atomic import replacing
 from relprop.backends import PRECISIONS, triton_recurrent
 from relprop.recurrent import Layout, aten, directions_of
 from relprop.rules import Recurrent
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for hidden in options.hidden:
         for precision in options.precision:
             rows += measured(options.batch, options.steps, hidden, precision, options.rounds)
-            _write(options.record, rows)
+            write_rows(options.record, rows)
     print(table(tuple(rows[0]), [tuple(str(v) for v in row.values()) for row in rows]))
     return 0
 
@@ -142,15 +141,6 @@ def graph(call: Callable[[], Tensor]) -> Callable[[], None]:
     with torch.cuda.graph(recorded):
         call()
     return recorded.replay
-
-
-def _write(path: Path | None, rows: list[dict[str, Any]]) -> None:
-    if path is None:
-        return
-    with replacing(path) as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import relprop
+from benchmarks.rows import write_rows
 from relprop.composites import uniform
 from relprop.rules import Recurrent
 from relprop.tables import table
@@ -148,7 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recurrent_toy")
     parser.add_argument("--tasks", nargs="+", default=list(EXPECTED), choices=list(EXPECTED))
     parser.add_argument("--epsilon", type=float, default=1e-6)
+    parser.add_argument("--record", type=Path, help="CSV file to write")
     arguments = parser.parse_args(argv)
+    record: list[dict[str, str]] = []
     for task in arguments.tasks:
         model, error = train(task)
         print(f"{task}: mean squared error {error:.1e} (goal {GOAL:.0e})")
@@ -157,7 +161,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             first, second, share = measure(model, task, gate, arguments.epsilon)
             expected = EXPECTED[task].get(gate, "")
             rows.append((gate, f"{first:.3f}", f"{second:.3f}", f"{100 * share:.1f} %", expected))
-        print(table(("gate", "first", "second", "sum / prediction", "expected"), rows))
+        head = ("gate", "first", "second", "sum / prediction", "expected")
+        print(table(head, rows))
+        record += [
+            {"task": task, "error": f"{error:.1e}", **dict(zip(head, row, strict=True))}
+            for row in rows
+        ]
+    write_rows(arguments.record, record)
     return 0
 
 

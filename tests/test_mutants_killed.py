@@ -248,6 +248,32 @@ def test_bfloat16_products_add_the_bias_in_float32() -> None:
     assert torch.equal(z, b.view(1, 3, 1, 1).expand(1, 3, 2, 2))
 
 
+@pytest.mark.parametrize("add", [True, False])
+def test_fused_convolutions_are_the_library_s_with_the_work_around_them(add: bool) -> None:
+    layout = torch.channels_last
+    a, w = torch.randn(2, 3, 5, 6), torch.randn(4, 3, 3, 2)
+    a, b = a.contiguous(memory_format=layout), torch.randn(4)
+    linear_map = Conv((1, 1), ((1, 1), (0, 0)), (1, 2))
+    products = Products(linear_map, w, "highest", {})
+    z = F.conv2d(a, w, b, padding=(1, 0), dilation=(1, 2))
+    other = torch.randn(z.shape).contiguous(memory_format=layout) if add else None
+    expected = z.relu() if other is None else (z + other).relu()
+    found = products.contraction(a, rules.IDENTITY, b, add=other, rectify=True)
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    s = torch.randn(z.shape).contiguous(memory_format=layout).unsqueeze(0)
+    back = F.conv_transpose2d(s[0], w, padding=(1, 0), dilation=(1, 2)) * a
+    found = products.adjoint(s, rules.IDENTITY, a.shape, times=a)
+    assert_close(found[0], back, rtol=1e-5, atol=1e-5)
+
+
+def test_tf32_is_a_matter_of_cuda() -> None:
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    with float32_products("high", torch.device("cuda")):
+        assert settings.fp32_precision == "tf32"
+    assert settings.fp32_precision == before
+
+
 def test_float32_products_are_float32_inside_and_as_set_outside() -> None:
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision

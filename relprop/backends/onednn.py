@@ -49,8 +49,8 @@ def fused_contraction(
     a: Tensor,
     w: Tensor,
     b: Tensor | None,
-    add: Tensor | None = None,
-    rectify: bool = False,
+    add: Tensor | None,
+    rectify: bool,
 ) -> Tensor | None:
     """W a + b, plus `add`, then max(., 0) if asked; a new tensor, or None where not served."""
     if (add is None and not rectify) or not _serves(conv, a, w, add):

@@ -39,8 +39,9 @@ def draw(places: Places) -> list[Path]:
         row[0].set_ylabel(TITLES[task], fontweight="bold")
     for axes, method in zip(grid[0], TABLE, strict=True):
         axes.set_title(LABELS[method].removesuffix(" Decomposition"))
+    shown = [value for own in cells.values() for c in own.values() for value in c.cosine.values()]
     for axes in grid[-1]:
-        axes.set_xlabel("cosine similarity")
+        axes.set(xlabel="cosine similarity", xlim=(min(0.4, *shown) - 0.05, 1.02))
     _draw_legend(figure)
     return places.save(figure, "cosine_similarity")
 
@@ -56,15 +57,15 @@ def _draw_panel(axes: Axes, task: str, method: str, cells: Mapping[str, Cell]) -
             value = cells[model].cosine[method]
             axes.plot([reported, value], [y, y], color=colour, linewidth=0.8, alpha=0.5)
             axes.plot(value, y, "o", color=colour, markersize=5)
-        axes.plot(reported, y, "o", color=colour, markersize=5, fillstyle="none")
+        axes.plot(reported, y, "o", color="black", markersize=6, fillstyle="none")
     axes.set_yticks(range(len(MODELS)), [study.TITLES[model] for model in MODELS])
-    axes.set(xlim=(0.4, 1.0), ylim=(len(MODELS) - 0.5, -0.5))
+    axes.set(ylim=(len(MODELS) - 0.5, -0.5))
 
 
 def _draw_legend(figure: Figure) -> None:
     from matplotlib.lines import Line2D
 
-    style: dict[str, Any] = {"color": "black", "linestyle": "none", "marker": "o", "markersize": 5}
+    style: dict[str, Any] = {"color": "black", "linestyle": "none", "marker": "o", "markersize": 6}
     handles = [
         Line2D([], [], label="measured here", **style),
         Line2D([], [], label="reported", fillstyle="none", **style),

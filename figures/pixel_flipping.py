@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MODEL = "conv_deep"
 TASKS = ("mnist", "fashion_mnist")
-PATCHES, BATCH = 49, 100
+PATCHES, BATCH, MOST = 49, 100, 500
 
 
 def draw(places: Places) -> list[Path]:
@@ -40,7 +40,7 @@ def draw(places: Places) -> list[Path]:
     (panels,) = figure.subplots(1, len(shown), squeeze=False)
     areas: dict[str, list[str]] = {}
     for axes, (task, network) in zip(panels, shown.items(), strict=True):
-        samples = places.task(task).subset(places.samples)
+        samples = places.task(task).subset(min(places.samples, MOST))
         found = curves(network, samples)
         _draw_panel(axes, found)
         axes.set_title(f"{TITLES[task]}, {study.TITLES[MODEL]}, {len(samples)} test images")

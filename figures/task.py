@@ -58,7 +58,7 @@ def _draw_strips(
     left, width = 0.0, strips.shape[-1]
     for strip in strips[:, 0]:
         box = (left, left + width, SIDE, 0)
-        axes.imshow(strip, cmap="gray", vmin=-1, vmax=1, extent=box, interpolation="none")
+        axes.imshow(strip.numpy(), cmap="gray", vmin=-1, vmax=1, extent=box, interpolation="none")
         left += width + gap
     margin = max(0.5, (least - left + gap) / 2)
     axes.set(xlim=(-margin, left - gap + margin), ylim=(SIDE + 0.5, -0.5), aspect="equal")

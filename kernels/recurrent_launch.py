@@ -310,8 +310,8 @@ def _steps_first(rows: Tensor, x: Tensor, batch_first: bool) -> Tensor:
     """Rows `[N, ·]` as `[T, batch, ·]`."""
     steps, batch, _ = x.shape
     if batch_first:
-        return rows.view(batch, steps, -1).transpose(0, 1)
-    return rows.view(steps, batch, -1)
+        return rows.view(batch, steps, rows.shape[-1]).transpose(0, 1)
+    return rows.view(steps, batch, rows.shape[-1])
 
 
 def _biases(

@@ -199,11 +199,10 @@ def test_memory_batch_first_gives_the_same(kind: str) -> None:
 
 
 def test_small_denominators_and_saturated_gates() -> None:
-    """c through 0 and gates at their ends: finite, and the loop's numbers where it is stable."""
-    case = Case("lstm", 5, 2, 4, epsilon=1e-6)
+    """Gates at their ends: the loop's numbers.  A cell and a candidate that are 0: finite."""
+    case = Case("lstm", 5, 2, 4, epsilon=0.1)
     case.w_ih *= 50
     assert_equal(case)
-    assert case.b_ih is not None and case.b_hh is not None and case.c0 is not None
     zero = Case("lstm", 5, 2, 4, epsilon=1e-6)
     for tensor in (zero.w_ih, zero.w_hh, zero.b_ih, zero.b_hh, zero.h0, zero.c0):
         assert tensor is not None

@@ -83,13 +83,36 @@ def assert_reference(model: nn.Module, *inputs: Tensor, **options: Any) -> None:
     assert expected.abs().max() > 0
 
 
-@pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("reads", ["step", "state"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}],
-    ids=["plain", "stacked both ways", "no bias"],
-)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "stacked both ways": {"num_layers": 2, "bidirectional": True},
+    "no bias": {"bias": False},
+}
+QUICK = {
+    ("lstm", "step", "plain"),
+    ("lstm", "state", "stacked both ways"),
+    ("gru", "state", "no bias"),
+    ("rnn", "step", "plain"),
+}
+
+
+def matrix() -> list[Any]:
+    """Every kind of layer, what is read of it, its options."""
+    return [
+        pytest.param(
+            kind,
+            reads,
+            OPTIONS[name],
+            marks=[] if (kind, reads, name) in QUICK else [pytest.mark.slow],
+            id=f"{kind}, {reads}, {name}",
+        )
+        for kind in LAYERS
+        for reads in ("step", "state")
+        for name in OPTIONS
+    ]
+
+
+@pytest.mark.parametrize(("kind", "reads", "options"), matrix())
 def test_embedding_recurrent_linear(
     kind: str, reads: str, options: dict[str, Any], launches: Counter[str]
 ) -> None:
@@ -109,7 +132,9 @@ def test_cells() -> None:
     assert_reference(Cells(), torch.randn(3, 2, 3))
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(
+    "kind", ["lstm", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gru", "rnn"))]
+)
 def test_packed_sequences(kind: str) -> None:
     model, x = Packed(kind), torch.randn(4, 3, 3)
     target = torch.tensor([0, 1, 2])

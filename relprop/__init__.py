@@ -12,6 +12,7 @@ from relprop.inspection import check, info
 
 if TYPE_CHECKING:
     from relprop.batch.reader import open_job
+    from relprop.innvestigate import create_analyzer
 
 __all__ = [
     "CaptureError",
@@ -26,6 +27,7 @@ __all__ = [
     "backends",
     "check",
     "composites",
+    "create_analyzer",
     "errors",
     "explain",
     "functional",
@@ -41,4 +43,8 @@ def __getattr__(name: str) -> Any:
         from relprop.batch.reader import open_job
 
         return open_job
+    if name == "create_analyzer":  # and so are other libraries' interfaces
+        from relprop.innvestigate import create_analyzer
+
+        return create_analyzer
     raise AttributeError(f"module 'relprop' has no attribute {name!r}")

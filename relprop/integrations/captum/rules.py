@@ -42,20 +42,13 @@ class ModuleRules(Composite):
 
     Args:
         by_path: (module path, rule) pairs.
-        base: the composite of all other modules.
+        options: of the composite of all other modules, see `Composite`.
     """
 
     by_path: tuple[tuple[str, Rule], ...] = ()
 
-    def __init__(self, by_path: Sequence[tuple[str, Rule]], base: Composite) -> None:
-        super().__init__(
-            base.rules,
-            base.first,
-            stabilizer=base.stabilizer,
-            defaults=base.defaults,
-            overrides=base.overrides,
-            name=base.name,
-        )
+    def __init__(self, by_path: Sequence[tuple[str, Rule]] = (), **options: Any) -> None:
+        super().__init__(**options)
         object.__setattr__(self, "by_path", tuple(by_path))
 
     def assign(self, layers: Sequence[LayerInfo]) -> list[Rule | None]:
@@ -119,9 +112,5 @@ def composite_of(model: nn.Module) -> ModuleRules:
     marks = [(path, converted(rule, f"'{path}'.rule")) for path, rule in ruled(model).items()]
     plain = Epsilon(EPSILON)
     kinds = ("conv", "linear", "recurrent", "batch_norm")
-    base = Composite(
-        stabilizer=EPSILON,
-        defaults=[(kind, adapted(plain, kind)) for kind in kinds],
-        name="captum_lrp",
-    )
-    return ModuleRules(marks, base)
+    defaults = [(kind, adapted(plain, kind)) for kind in kinds]
+    return ModuleRules(marks, stabilizer=EPSILON, defaults=defaults, name="captum_lrp")

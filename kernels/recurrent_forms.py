@@ -107,7 +107,7 @@ def form_for(steps: Steps, limit: Limits, cuda: bool) -> Form:
         return Form("held", LOOP_ROWS, block, LOOP_ROWS, warps, 2)
     if cuda and block <= _streamed_units(steps):
         return _streamed(steps, block, warps)
-    return _stepped(steps)
+    return _stepped(steps, limit)
 
 
 def _streamed_units(steps: Steps) -> int:
@@ -123,12 +123,14 @@ def _streamed(steps: Steps, block: int, warps: int) -> Form:
     return Form("streamed", LOOP_ROWS, block, min(block, 32), warps, 2)
 
 
-def _stepped(steps: Steps) -> Form:
+def _stepped(steps: Steps, limit: Limits) -> Form:
     """Tiles of 64 rows where they are enough to fill a device, else of 32."""
-    n = 32 if steps.weights > 1 else 64
     if steps.exact:
         return Form("stepped", 32, 32, 16, 4, 2)
-    split = steps.operand == tl.float32
-    warps = 8 if split and steps.weights > 1 else 4
+    if steps.operand == tl.float32 and steps.weights > 1:
+        # both halves of every operand pass through registers
+        tile = (64, 32, 32, 8) if limit.crowding == 1 else (32, 16, 32, 4)
+        return Form("stepped", *tile, 3)
+    n, k = (32 if steps.weights > 1 else 64), (32 if steps.operand == tl.float32 else 64)
     programs = triton.cdiv(steps.rows, 64) * triton.cdiv(steps.hidden, n)
-    return Form("stepped", 64 if programs >= FULL else 32, n, 32 if split else 64, warps, 3)
+    return Form("stepped", 64 if programs >= FULL else 32, n, k, 4, 3)

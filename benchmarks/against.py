@@ -185,9 +185,8 @@ def measured(cell: Cell, before: Version, here: Version) -> list[dict[str, str]]
     sides: dict[str, dict[str, _Side]] = {}
     for name, answer in answers.items():
         for place, variant in enumerate(answer["variants"]):
-            if variant["library"].startswith("relprop"):
-                side = _Side(versions[name], place, problem=_problem(variant))
-                sides.setdefault(variant["library"], {})[name] = side
+            side = _Side(versions[name], place, problem=_problem(variant))
+            sides.setdefault(variant["library"], {})[name] = side
     running = [s for pair in sides.values() for s in pair.values() if not s.problem]
     began = monotonic()
     for round_ in range(1 + cell.rounds):

@@ -93,10 +93,12 @@ def measure(cell: Cell, command: str = "", device: str = "cpu") -> list[dict[str
     began = perf_counter()
     for number, variant in good.items():
         rows[number]["peak_bytes"] = peak_bytes(variant.call)
-    # weighing was a warm-up round already, for all; short calls get another, see `interleaved`
+    work = None if workload.work is None or not good else workload.work()
+    if work is not None:
+        work()
+    # that was a warm-up round already, for all; short calls get another, see `interleaved`
     warmup = 0 if perf_counter() - began > LONG_SECONDS else 1
     calls: dict[str, Callable[[], Any]] = {str(n): v.call for n, v in good.items()}
-    work = None if workload.work is None or not good else workload.work()
     if work is not None:
         calls[FLOOR] = work
     timings = interleaved(calls, cell.rounds, warmup, cell.limit, LEAST_SECONDS)
@@ -105,6 +107,8 @@ def measure(cell: Cell, command: str = "", device: str = "cpu") -> list[dict[str
         if work is not None:
             share = timings[FLOOR].median, workload.samples
             rows[number] |= _floor(variant, rows[number], work, *share, device)
+            if variant.library == GRADIENT:  # which needs other products
+                del rows[number]["x_floor"]
     _compare(rows, workload)
     seen = circumstances(device, command)
     base = {"level": cell.level, "cell": cell.name, **cell.columns}
@@ -167,5 +171,5 @@ def _compare(rows: dict[int, dict[str, Any]], workload: Workload) -> None:
         if "median_s" in row:
             share = samples / variants[number].samples
             row["x_gradient"] = row["median_s"] * share / base["median_s"]
-            if share == 1:
+            if share == 1 and base["peak_bytes"]:
                 row["x_gradient_peak"] = row["peak_bytes"] / base["peak_bytes"]

@@ -166,7 +166,8 @@ def _linear(
     layer: Any = shape.module(torch.float32).to(device)
     a = shape.inputs(batch, 1)[0]
     xs = [x.to(device) for x in shape.inputs(batch, rotation(2 * a.nbytes))]
-    rs = [torch.rand_like(layer(x)) for x in xs[:2]]
+    # as a ReLU above leaves it: 0 where the output is negative, in proportion to it elsewhere
+    rs = [torch.rand_like(z).mul_(z) for z in (layer(x).relu_() for x in xs[:2])]
     pairs = [(x, rs[number % 2]) for number, x in enumerate(xs)]
     sample = (xs[0][:1], rs[0][:1])
     linear_map, w, b = shape.map(), layer.weight, layer.bias

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -130,7 +131,7 @@ def cells(
                 partial(_cnn, name, method, batch, size, device, precision, triton),
                 frozenset(suites),
                 rounds=rounds,
-                limit=40.0,
+                limit=20.0,
             )
     yield Cell(
         "model/lstm classifier/lrp_epsilon/b64/50",
@@ -216,24 +217,35 @@ def gate(
     x, target = subject.sample if sample is None else sample
 
     def exact(size: float = 0.0, backend: str = oracle) -> Tensor:
-        model = _wide(subject.model, size)
-        if method == GRADIENT:
-            leaf = x.double().requires_grad_()
-            chosen = model(leaf).gather(1, target.unsqueeze(1)).sum()
-            return torch.autograd.grad(chosen, leaf)[0]
-        return ours(model, method, backend=backend)(x.double(), target)
+        model = _wide(subject.model)
+        with _changed(model, size):
+            if method == GRADIENT:
+                leaf = x.double().requires_grad_()
+                chosen = model(leaf).gather(1, target.unsqueeze(1)).sum()
+                return torch.autograd.grad(chosen, leaf)[0]
+            return ours(model, method, backend=backend)(x.double(), target)
 
     # the yardstick needs no oracle, and the naive evaluation of a whole network takes long
     return Gate(exact, partial(exact, backend="aten"), device)
 
 
-@lru_cache(maxsize=3)
-def _wide(model: nn.Module, size: float) -> nn.Module:
-    """A copy in float64, its parameters perturbed by a relative size."""
-    model = copy.deepcopy(model).double()
-    for parameter in model.parameters() if size else ():
-        parameter.data = perturbed(parameter.data, size)
-    return model
+@lru_cache(maxsize=1)
+def _wide(model: nn.Module) -> nn.Module:
+    """A copy in float64."""
+    return copy.deepcopy(model).double()
+
+
+@contextmanager
+def _changed(model: nn.Module, size: float) -> Iterator[None]:
+    """The model's parameters perturbed by a relative size for a while; its graph stays the same."""
+    own = [(parameter, parameter.data) for parameter in model.parameters() if size]
+    try:
+        for parameter, values in own:
+            parameter.data = perturbed(values, size)
+        yield
+    finally:
+        for parameter, values in own:
+            parameter.data = values
 
 
 def work(subject: Subject, method: Any, targets: int = 1) -> Work:
@@ -255,8 +267,9 @@ def work(subject: Subject, method: Any, targets: int = 1) -> Work:
     items: list[LinearWork | LstmWork] = []
     for step in plan.steps.values():
         source = plan.graph.nodes.get(step.inputs[0])
-        shape = tuple(x.shape) if source is None or source.shape is None else source.shape
-        shape = (_rows(shape, subject, plan.graph.batch), *shape[1:])
+        shape = tuple(x.shape)
+        if source is not None and source.shape is not None:
+            shape = (_rows(source.shape, subject, plan.graph.batch), *source.shape[1:])
         if isinstance(step.operation, Recurrence):
             layout, directions, *_ = step.operation.call(step.node, _inputs(step, x) | values)
             assert layout.layers == 1 and layout.kind == "lstm"

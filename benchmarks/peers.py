@@ -40,10 +40,7 @@ PIXELS = {"low": -3.0, "high": 3.0}
 
 
 def network(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A torchvision network with seeded random weights and plausible batch-norm statistics.
-
-    Batch norms have no eps: Zennit's merging leaves it out, and all must explain one function.
-    """
+    """A torchvision network with seeded random weights and plausible batch-norm statistics."""
     declare_torchvision_operators()
     import torchvision
 
@@ -53,7 +50,6 @@ def network(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_var.uniform_(0.5, 2.0)
             module.running_mean.normal_(0.0, 0.1)
-            module.eps = 0.0
     model = model.to(dtype=dtype, memory_format=torch.channels_last).eval()
     return model.requires_grad_(False)
 
@@ -164,6 +160,7 @@ def zennit(model: nn.Module, method: Any) -> Explain | None:
     composite = _zennit_composite(model, method)
     if composite is None:
         return None
+    model = _without_eps(model)
 
     def explain(x: Tensor, target: Tensor) -> Tensor:
         def start(output: Tensor) -> Tensor:
@@ -175,6 +172,19 @@ def zennit(model: nn.Module, method: Any) -> Explain | None:
         return found
 
     return explain
+
+
+def _without_eps(model: nn.Module) -> nn.Module:
+    """The same function with every batch norm's eps in its variance: merging leaves eps out."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if not any(isinstance(m, norms) and m.eps for m in model.modules()):
+        return model
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, norms) and module.running_var is not None:
+            module.running_var += module.eps
+            module.eps = 0.0
+    return model
 
 
 def _zennit_composite(model: nn.Module, method: str) -> Any:

@@ -104,12 +104,12 @@ def _job(path: Path, folder: Path, dtype: str, device: str, count: int) -> str:
     return line.partition("; ")[2]
 
 
-def _run(path: Path, place: Path, dtype: str, device: str, count: int) -> None:
+def _run(path: Path, place: Path, dtype: str, device: str, count: int, quiet: bool = False) -> None:
     from relprop.batch import JobSpec, run_job  # late: older versions have none
 
     spec = JobSpec(
         model=MODEL, data=str(path), job=str(place), method=METHOD, dtype=dtype, device=device,
-        limit=count, batch_size=BATCH, threads=torch.get_num_threads(),
+        limit=count, batch_size=BATCH, threads=torch.get_num_threads(), quiet=quiet,
     )  # fmt: skip
     status = run_job(spec)
     if status:
@@ -121,6 +121,6 @@ def _first(path: Path, folder: Path, dtype: str, device: str) -> Tensor:
     from relprop.batch import open_job
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        _run(path, Path(place), dtype, device, 1)
+        _run(path, Path(place), dtype, device, 1, quiet=True)
         found: Tensor = open_job(place)[0]["relevance"]
         return found.unsqueeze(0).clone()

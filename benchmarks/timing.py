@@ -6,7 +6,8 @@ import gc
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -66,18 +67,30 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
     began = time.perf_counter()
-    for number in range(warmup + rounds):
-        late = limit is not None and time.perf_counter() - began > limit
-        if late and number >= warmup + LEAST_ROUNDS:
-            break
-        first = number % len(names) if names else 0
-        for name in names[first:] + names[:first]:
-            taken = once(variants[name], repeats[name])
-            if number >= warmup:
-                seconds[name].append(taken)
-            elif number == warmup - 1:
-                repeats[name] = max(1, min(MOST_REPEATS, round(least / max(taken, 1e-9))))
+    with _settled_heap():
+        for number in range(warmup + rounds):
+            late = limit is not None and time.perf_counter() - began > limit
+            if late and number >= warmup + LEAST_ROUNDS:
+                break
+            first = number % len(names) if names else 0
+            for name in names[first:] + names[:first]:
+                taken = once(variants[name], repeats[name])
+                if number >= warmup:
+                    seconds[name].append(taken)
+                elif number == warmup - 1:
+                    repeats[name] = max(1, min(MOST_REPEATS, round(least / max(taken, 1e-9))))
     return {name: Timing.of(found) for name, found in seconds.items()}
+
+
+@contextmanager
+def _settled_heap() -> Iterator[None]:
+    """What is alive now is not looked at by the garbage collector: it runs before every call."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def once(call: Callable[[], Any], repeats: int = 1) -> float:

@@ -1,6 +1,6 @@
 """One version of this library at work for `benchmarks.against`: requests in, answers out.
 
-A line of JSON each: {"cell": name} sets a cell up and answers with its variants and their errors;
+A line of JSON each: {"cell": name} sets a cell up and answers with this library's variants, gated;
 {"run": number} calls a variant once and answers with its seconds; {"peak": number} with its bytes.
 The relprop that is imported is the one that the environment's path puts first.
 
@@ -9,6 +9,7 @@ python -m benchmarks.worker MODULE           MODULE.find(name) gives the cells
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -23,7 +24,7 @@ __all__ = ["Worker", "main"]
 
 
 class Worker:
-    """Answers requests about one cell after the other."""
+    """Answers requests about one cell after the other, this library's own part of it."""
 
     def __init__(self, find: Callable[[str], Cell]) -> None:
         self.find = find
@@ -33,8 +34,13 @@ class Worker:
         """The answer to a request; what goes wrong is an answer too."""
         try:
             if "cell" in request:
-                self.variants = list(self.find(request["cell"]).make().variants)
-                return {"variants": [gated(variant) for variant in self.variants]}
+                every = self.find(request["cell"]).make().variants
+                self.variants = [v for v in every if v.library.startswith("relprop")]
+                answer = {"variants": [gated(variant) for variant in self.variants]}
+                gc.unfreeze()
+                gc.collect()
+                gc.freeze()  # for the collections before every call, as in `interleaved`
+                return answer
             if "peak" in request:
                 return {"bytes": peak_bytes(self.variants[request["peak"]].call)}
             return {"seconds": once(self.variants[request["run"]].call)}

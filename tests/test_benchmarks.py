@@ -70,11 +70,12 @@ def test_a_cell_is_a_row_for_each_variant() -> None:
         assert row["status"] == "ok" and row["workload"] == "dense" and row["level"] == "layer"
         assert row["explanations_per_s"] == pytest.approx(2 / row["median_s"])
         least = max(row["floor_products_s"], row["floor_bytes_s"])
-        assert row["x_floor"] == pytest.approx(row["median_s"] / least)
+        if row is not rows[0]:
+            assert row["x_floor"] == pytest.approx(row["median_s"] / least)
         assert row["x_gradient"] == pytest.approx(row["median_s"] / rows[0]["median_s"])
         assert row["x_gradient_peak"] == row["peak_bytes"] / rows[0]["peak_bytes"]
         assert (row["contractions"], row["adjoints"]) == (2, 2)
-    assert rows[0]["x_gradient"] == 1.0
+    assert rows[0]["x_gradient"] == 1.0 and "x_floor" not in rows[0]
 
 
 def broken(kind: str, explain: Any) -> Any:
@@ -112,7 +113,7 @@ def test_a_broken_variant_is_caught(kind: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_broken_variant_is_reported_as_wrong_and_not_timed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(layers, "_backend", broken("last channel", layers._backend))
+    monkeypatch.setattr(layers, "_backend", broken("one entry", layers._backend))
     rows = {row["library"]: row for row in cells.measure(layer_cell(DENSE, "ZPlus"))}
     assert rows["relprop"]["status"] == "wrong"
     assert not {"median_s", "explanations_per_s", "x_gradient", "peak_bytes"} & set(rows["relprop"])
@@ -136,7 +137,8 @@ def test_the_tolerance_follows_the_conditioning_and_has_a_ceiling() -> None:
         expected = (gate.ALLOWED * factor + gate.LEAST) * 2.0**-24
         assert found.tolerance("highest") == pytest.approx(expected, rel=1e-6)
         assert found.tolerance("high") == found.tolerance("highest")
-        assert found.tolerance("medium") == min(0.5, pytest.approx(expected * 2.0**15, rel=1e-6))
+        medium = min(0.5, expected * 2.0**15)
+        assert found.tolerance("medium") == pytest.approx(medium, rel=1e-6)
     zeros = gate.Gate(lambda: exact, lambda size: exact * 100)
     assert zeros.error(lambda: torch.zeros(4)) == 1.0 > zeros.tolerance("medium") == 0.5
 
@@ -264,7 +266,7 @@ COUNTS = {
     rules.AlphaBeta(): ((2, 2), (2, 2)),
     rules.AlphaBeta(1, 0): ((2, 1), (2, 2)),
     rules.Gamma(): ((2, 2), (2, 2)),
-    rules.Gamma(0.0): ((1, 2), (1, 2)),
+    rules.Gamma(0.0): ((1, 1), (1, 1)),
     rules.ZBox(-1, 1): ((1, 2), (1, 2)),
     rules.WSquare(): ((1, 1), (1, 1)),
     rules.Flat(): ((1, 0), (1, 0)),

@@ -100,7 +100,9 @@ def forward(
     if lengths is not None:
         steps = torch.arange(len(current), device=x.device).view(-1, 1, 1)
         current = torch.where(steps < lengths.view(1, -1, 1), current, 0.0)
-    layers, last, cells = [], [], []
+    layers: list[LayerSaved] = []
+    last: list[Tensor] = []
+    cells: list[Tensor] = []
     with torch.no_grad():
         for layer in range(layout.layers):
             rows = slice(layer * layout.ways, (layer + 1) * layout.ways)
@@ -134,7 +136,8 @@ def relevance(
 
     layout, ways = saved.layout, saved.layout.ways
     above = r_out.transpose(1, 2) if r_out is not None and layout.batch_first else r_out
-    r_h0, r_c0 = [], []
+    r_h0: list[Tensor] = []
+    r_c0: list[Tensor] = []
     for layer in reversed(range(layout.layers)):
         rows = slice(layer * ways, (layer + 1) * ways)
         states = (None if r is None else r[:, rows] for r in (r_last, r_cells))
@@ -147,10 +150,21 @@ def relevance(
     return r_x.contiguous(), torch.cat(r_h0[::-1], 1), cells
 
 
-def _stacked(directions: Sequence[Direction]) -> list[Tensor | None]:
+def _stacked(
+    directions: Sequence[Direction],
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """w_ih, w_hh, b_ih, b_hh of a layer's directions, `[ways, ·]` each."""
-    every = zip(*((w.w_ih, w.w_hh, w.b_ih, w.b_hh) for w in directions), strict=True)
-    return [None if parts[0] is None else torch.stack(parts).detach() for parts in every]
+
+    def stacked(biases: Sequence[Tensor | None]) -> Tensor | None:
+        given = [bias.detach() for bias in biases if bias is not None]
+        return torch.stack(given) if given else None
+
+    return (
+        torch.stack([w.w_ih.detach() for w in directions]),
+        torch.stack([w.w_hh.detach() for w in directions]),
+        stacked([w.b_ih for w in directions]),
+        stacked([w.b_hh for w in directions]),
+    )
 
 
 class _Fused(Recurrence):

@@ -286,7 +286,8 @@ def test_the_report_shows_measured_beside_reported_and_what_is_missing():
         Setting("fashion_mnist_maj", "deep", "test", 10_000): "not there",
     }
     text = report(cells)
-    (row,) = (line for line in text.splitlines() if line.startswith("  ConvDeep  "))
+    row, shares = (line for line in text.splitlines() if line.startswith("  ConvDeep  "))
+    assert shares.split() == ["ConvDeep", *["90.0", "%"] * 4]
     assert row.split() == [
         "ConvDeep", "0.991", "(0.992)", "0.753", "(0.753)", "0.792", "(0.792)", "0.751", "(0.769)",
         "0.770", "(0.770)",

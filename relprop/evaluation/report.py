@@ -39,19 +39,33 @@ def report(cells: Mapping[Setting, Cell | str]) -> str:
 
 def _of_task(task: str, cells: Mapping[Setting, Cell | str]) -> str:
     measured = {s: c for s, c in cells.items() if isinstance(c, Cell)}
-    lines = [TITLES[task], *_table(measured), *_remarks(task, cells)]
+    lines = [TITLES[task], *_similarities(measured), *_remarks(task, cells)]
     if task in {known for known, _ in COSINE}:
         lines += ["", ordering(measured)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_shares(measured)])
 
 
-def _table(cells: Mapping[Setting, Cell]) -> list[str]:
+def _similarities(cells: Mapping[Setting, Cell]) -> list[str]:
     """Rows of numbers: after each measured value the reported one in brackets."""
     if not cells:
         return ["  no trained network to measure"]
     head = ["", "accuracy", *(SHORT[key] for key in TABLE)]
-    rows = [head, *([study.TITLES[s.model], *_numbers(s, c)] for s, c in cells.items())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return _aligned([head, *([study.TITLES[s.model], *_numbers(s, c)] for s, c in cells.items())])
+
+
+def _shares(cells: Mapping[Setting, Cell]) -> list[str]:
+    if not cells:
+        return []
+    head = ["", *(SHORT[key] for key in TABLE)]
+    rows = [
+        [study.TITLES[s.model], *(f"{100 * cell.share[key]:.1f} %" for key in TABLE)]
+        for s, cell in cells.items()
+    ]
+    return ["", "  relevance in the right blocks, median", *_aligned([head, *rows])]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
 
 

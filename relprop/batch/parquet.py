@@ -138,7 +138,7 @@ class ParquetReader:
         parquet = pyarrow_parquet()
         try:
             self._file = parquet.ParquetFile(path, page_checksum_verification=True)
-            self._words = json.loads((self._file.schema_arrow.metadata or {})[KEY])
+            self._words = json.loads((self._file.metadata.metadata or {})[KEY])
             words = self._words
             if words["job"] != manifest.id:
                 raise ValueError("it belongs to another job")

@@ -74,7 +74,9 @@ class Feed:
 
     def _start(self) -> Executor:
         if not self._readers:
-            return ThreadPoolExecutor(1, "relprop-read")
+            executor = ThreadPoolExecutor(1, "relprop-read")
+            _keep_off_cores(executor.submit)
+            return executor
         context = multiprocessing.get_context("fork")
         return ProcessPoolExecutor(self._readers, context, _begin_reader, (self._load,))
 
@@ -103,6 +105,17 @@ class Feed:
         return Loaded(
             loaded.task, groups, loaded.names, loaded.labels, loaded.failures, loaded.seconds
         )
+
+
+def _keep_off_cores(submit: Callable[[Callable[[], None]], Future[None]]) -> None:
+    """Let a thread beside the explaining one compute with one core alone.
+
+    Two threads of a process have a team of OpenMP threads each, which wait for one another on the
+    same cores.  The number is a thread's own, but new threads start with the one set last.
+    """
+    threads = torch.get_num_threads()
+    submit(lambda: torch.set_num_threads(1)).result()
+    torch.set_num_threads(threads)
 
 
 _LOADER: list[Loader] = []
@@ -157,10 +170,13 @@ class _OpenShard:
         self._stack.close()
         return record
 
-    def abandon(self) -> None:
-        with contextlib.suppress(Exception):
-            error = Abandoned()
-            self._stack.__exit__(Abandoned, error, None)
+    def abandon(self, error: Exception) -> Exception:
+        """Drop the file; returns the error as what writes files tells it."""
+        try:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+        except Exception as told:
+            return told
+        return error
 
 
 class Sink:
@@ -204,7 +220,7 @@ class Sink:
             self._guarded(self._write, *message)
             self.busy += time.perf_counter() - started
         if self._open is not None:
-            self._open.abandon()
+            self._open.abandon(Abandoned())
 
     def _guarded(self, write: Callable[..., None], task: Task, *rest: object) -> None:
         if task.shard == self._broken:
@@ -212,10 +228,9 @@ class Sink:
         try:
             write(task, *rest)
         except Exception as error:
-            if self._open is not None:
-                self._open.abandon()
+            told = error if self._open is None else self._open.abandon(error)
             self._open, self._broken = None, task.shard
-            self._done.put((task.shard, error))
+            self._done.put((task.shard, told))
 
     def _write(self, task: Task, rows: Rows | None, failures: list[Failure]) -> None:
         self._broken = None

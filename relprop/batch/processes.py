@@ -52,7 +52,12 @@ def run_processes(spec: JobSpec, status: Status, stop: Stop) -> Tally:
         for rank in range(spec.workers):
             pipe, process = _start(spec, rank)
             running[pipe] = rank, process
+        told = False
         while running:
+            if stop() and not told:
+                told = True
+                for _, process in running.values():
+                    process.terminate()
             for pipe in wait(list(running), WAIT_SECONDS):
                 rank, process = running[pipe]
                 message = _received(pipe)
@@ -108,9 +113,10 @@ def _work(spec: JobSpec, rank: int, pipe: Connection) -> None:
     """The life of one worker."""
     from relprop.batch.engines import local_device, readers_of
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent passes it on
     threading.Thread(target=_end_with_parent, daemon=True).start()
     told, tally, stop = _Told(pipe), Tally(), Stop()
-    with contextlib.suppress(KeyboardInterrupt), stop.listening(False):
+    with contextlib.suppress(KeyboardInterrupt), stop.listening(False, (signal.SIGTERM,)):
         folder = Path(spec.job)
         worker = None
         try:

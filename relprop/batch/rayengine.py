@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ __all__ = ["run_ray"]
 def run_ray(spec: JobSpec, manifest: Manifest, folder: Path, status: Status, stop: Stop) -> Tally:
     """Run a job on the Ray cluster of RAY_ADDRESS, or on this machine without one.
 
-    Ray starts actors that die again, and repeats what they were at.  Once `stop` is asked no shard
-    is taken up any more; those at hand are finished.
+    Ray starts actors that die again, and repeats what they were at.  Once `stop` is asked the
+    actors end, and what they were at is left to the next run.
     """
     ray = _ray()
     threads = int(manifest.environment["threads"])
@@ -36,9 +37,13 @@ def run_ray(spec: JobSpec, manifest: Manifest, folder: Path, status: Status, sto
     if began:
         _begin(ray, spec.workers * threads)
     tally = Tally()
+    started = 0.0
     try:
         for row in _rows(ray, spec, manifest, threads):
+            # Ray's own start is not counted: the clock runs from the first shard on
+            started = started or time.perf_counter() - float(row["seconds"])
             _note(row, tally, status)
+            tally.seconds = time.perf_counter() - started
             if stop():
                 tally.stopped = True
                 break
@@ -110,9 +115,7 @@ def _note(row: dict[str, Any], tally: Tally, status: Status) -> None:
         samples=int(row["samples"]),
         busy={stage: float(row[stage]) for stage in tally.busy},
     )
-    seconds = tally.seconds
     tally.add(own)
-    tally.seconds = seconds + float(row["seconds"])
     status.advance(own.explained + own.failed, tally.busy)
 
 

@@ -148,6 +148,8 @@ def _rows(reader: Reader, start: int, stop: int) -> dict[str, Any]:
     for name in COLUMNS:
         if name in reader:
             found[name] = _part(reader, name, start, stop)
+    if "position" in found:  # a Parquet file's lists are flat
+        found["position"] = found["position"].reshape(found["relevance"].shape)
     return found
 
 

@@ -120,7 +120,7 @@ class ShardWriter:
     def _put(self, name: str, array: np.ndarray) -> None:
         array = np.ascontiguousarray(array)
         if gap := -self._offset % array.dtype.itemsize:  # readers want aligned tensors
-            self._put("pad", np.zeros(gap, np.uint8))
+            self._put(f"pad.{self._offset}", np.zeros(gap, np.uint8))
         start = self._offset
         self._append(array)
         self._header[name] = {

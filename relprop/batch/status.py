@@ -17,6 +17,7 @@ __all__ = ["Status", "Stop", "closing", "stages"]
 
 TERMINAL_SECONDS = 0.2
 LOG_SECONDS = 30.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
@@ -29,7 +30,7 @@ class Stop:
         return self.asked
 
     @contextmanager
-    def listening(self, say: bool) -> Iterator[None]:
+    def listening(self, say: bool, signals: tuple[signal.Signals, ...] = SIGNALS) -> Iterator[None]:
         """The first signal asks to stop after the current batch; the second stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -42,15 +43,12 @@ class Stop:
             if say:
                 print("relprop: stopping after this batch", file=sys.stderr, flush=True)
 
-        earlier = {number: signal.signal(number, handle) for number in SIGNALS}
+        earlier = {number: signal.signal(number, handle) for number in signals}
         try:
             yield
         finally:
             for number, handler in earlier.items():
                 signal.signal(number, handler)
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Status:

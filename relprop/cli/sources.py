@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 )
 PICKLED_SUFFIXES = frozenset((".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"))
+MODULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 INPUT_NAMES = ("x", "inputs", "images", "data", "arr_0")
 LABEL_NAMES = ("y", "labels", "targets", "arr_1")
 
@@ -160,9 +162,17 @@ def open_source(spec: str, options: SourceOptions) -> Source:
     name, _, split = spec.partition(":")
     if name in data.names():
         return _data_set(name, split or "test", options)
+    if "://" in spec:
+        from relprop.batch.sources import open_url
+
+        return open_url(spec, options, open_source)
     path = Path(spec)
     if path.is_dir():
         return _folder(path, options)
+    if MODULE.fullmatch(spec) and not os.path.lexists(path):
+        from relprop.batch.sources import named_dataset
+
+        return named_dataset(spec, options)
     if not os.path.lexists(path):
         known = ", ".join(data.names())
         raise FileFormatError(
@@ -178,6 +188,14 @@ def open_source(spec: str, options: SourceOptions) -> Source:
         )
     if suffix in (".npy", ".npz"):
         return _numpy(path, options)
+    if suffix == ".safetensors":
+        from relprop.batch.sources import open_safetensors
+
+        return open_safetensors(path, options)
+    if suffix == ".parquet":
+        from relprop.batch.tables import open_parquet
+
+        return open_parquet(path, options)
     if suffix in IMAGE_SUFFIXES:
         return _images([path], path.parent, options, printable(path))
     return _idx(path, options)
@@ -196,6 +214,10 @@ def _data_set(name: str, split: str, options: SourceOptions) -> Source:
 
 
 def _folder(folder: Path, options: SourceOptions) -> Source:
+    from relprop.batch.tables import is_arrow_folder, open_arrow_folder
+
+    if is_arrow_folder(folder):
+        return open_arrow_folder(folder, options)
     paths = []
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))

@@ -1,0 +1,109 @@
+"""Put trained weights among the shipped ones: `python -m relprop.models.study.card out/train`.
+
+Copies every finished training's weights into the package and writes the model card's table anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from relprop import models
+from relprop.atomic import replacing
+from relprop.errors import FileFormatError, RelpropError
+from relprop.evaluation.reported import ACCURACY, ACCURACY_SINGLE
+from relprop.models.study.registry import TITLES
+from relprop.models.study.shipped import describe, load, pairs, weights_file
+from relprop.models.study.training import ACCEPTED, weights_path
+
+__all__ = ["card", "ship", "table"]
+
+BEGIN, END = "<!-- study: begin -->\n", "<!-- study: end -->\n"
+
+REPORTED = {**ACCURACY, **ACCURACY_SINGLE}
+"""The study's own test accuracies by (task, model)."""
+
+HEAD = (
+    "| network | task | test accuracy | before float16 | reported | seed | best epoch "
+    "| device | commit |\n|---|---|---|---|---|---|---|---|---|\n"
+)
+
+
+def table(facts: Sequence[Mapping[str, Any]]) -> str:
+    """The model card's table of trainings' facts, in Markdown."""
+    order = list(ACCEPTED), list(TITLES)
+    rows = sorted(facts, key=lambda f: (order[0].index(f["task"]), order[1].index(f["model"])))
+    return HEAD + "".join(map(_row, rows))
+
+
+def _row(facts: Mapping[str, Any]) -> str:
+    reported = REPORTED.get((facts["task"], facts["model"]))
+    shown = [
+        TITLES[facts["model"]],
+        f"`{facts['task']}`",
+        f"{facts['test_accuracy']:.4f}" + ("" if facts["accepted"] else " (below accepted)"),
+        f"{facts['test_accuracy_float32']:.4f}",
+        "–" if reported is None else f"{reported:.3f}",
+        str(facts["seed"]),
+        f"{facts['best_epoch']} of {facts['epochs_planned']}",
+        facts["device"],
+        facts["commit"] or "–",
+    ]
+    return f"| {' | '.join(shown)} |\n"
+
+
+def card(text: str, rows: str) -> str:
+    """A model card with its table between the two marks replaced.
+
+    Raises: FileFormatError where the marks are missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise FileFormatError(
+            f"the model card lacks the marks {BEGIN.strip()} and {END.strip()}; put them on lines "
+            "of their own where the table is to stand"
+        )
+    return before + begin + rows + end + after
+
+
+def ship(trained: Path) -> list[Path]:
+    """Copy the weights of the trainings in a folder into the package, and renew the card.
+
+    Raises: FileFormatError where weights cannot be read or the card has no place for the table.
+    """
+    copied = []
+    for path in sorted(trained.glob(f"*/{weights_path(Path()).name}")):
+        name, _, task = path.parent.name.partition("-")
+        load(name, task, path)
+        with replacing(weights_file(name, task)) as temporary:
+            shutil.copyfile(path, temporary)
+        copied.append(weights_file(name, task))
+    readme = models.FOLDER / "README.md"
+    renewed = card(readme.read_text(encoding="utf-8"), table([describe(*p) for p in pairs()]))
+    with replacing(readme) as temporary:
+        temporary.write_text(renewed, encoding="utf-8")
+    return copied
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m relprop.models.study.card", description=__doc__
+    )
+    parser.add_argument("trained", type=Path, help="the --out folder of relprop train")
+    try:
+        for path in ship(parser.parse_args(arguments).trained):
+            print(path)
+    except (RelpropError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,53 +24,53 @@ __all__ = ["conv_adjoint", "conv_contraction"]
 
 
 @triton.jit
-def phase_taps(phase, AXIS: tl.constexpr, PHASED: tl.constexpr):
+def phase_taps(phase, AXES: tl.constexpr, A: tl.constexpr, PHASED: tl.constexpr):
     """First tap and number of taps of a phase of one axis.
 
-    AXIS is (stride, padding, dilation, taps, common, step, inverse): common = gcd(stride,
+    AXES[A] is (stride, padding, dilation, taps, common, step, inverse): common = gcd(stride,
     dilation), step = stride / common, inverse = (dilation / common)^-1 modulo step.
     """
     if PHASED:
-        residue = (phase + AXIS[1]) % AXIS[0]
-        first = ((residue // AXIS[4]) * AXIS[6]) % AXIS[5]
-        count = tl.maximum((AXIS[3] - first + AXIS[5] - 1) // AXIS[5], 0)
-        return first, tl.where(residue % AXIS[4] == 0, count, 0)
+        residue = (phase + AXES[A][1]) % AXES[A][0]
+        first = ((residue // AXES[A][4]) * AXES[A][6]) % AXES[A][5]
+        count = tl.maximum((AXES[A][3] - first + AXES[A][5] - 1) // AXES[A][5], 0)
+        return first, tl.where(residue % AXES[A][4] == 0, count, 0)
     else:
-        return phase * 0, phase * 0 + AXIS[3]
+        return phase * 0, phase * 0 + AXES[A][3]
 
 
 @triton.jit
-def axis_source(i, phase, first, AXIS: tl.constexpr, PHASED: tl.constexpr):
+def axis_source(i, phase, first, AXES: tl.constexpr, A: tl.constexpr, PHASED: tl.constexpr):
     """Output coordinate of index i, and the source coordinate of its first tap."""
     if PHASED:
-        target = phase + i * AXIS[0]
-        return target, (target + AXIS[1] - first * AXIS[2]) // AXIS[0]
+        target = phase + i * AXES[A][0]
+        return target, (target + AXES[A][1] - first * AXES[A][2]) // AXES[A][0]
     else:
-        return i, i * AXIS[0] - AXIS[1]
+        return i, i * AXES[A][0] - AXES[A][1]
 
 
 @triton.jit
-def axis_extent(size, phase, AXIS: tl.constexpr, PHASED: tl.constexpr):
+def axis_extent(size, phase, AXES: tl.constexpr, A: tl.constexpr, PHASED: tl.constexpr):
     """How many output coordinates of an axis belong to a phase."""
     if PHASED:
-        return tl.maximum((size - phase + AXIS[0] - 1) // AXIS[0], 0)
+        return tl.maximum((size - phase + AXES[A][0] - 1) // AXES[A][0], 0)
     else:
         return size + phase * 0
 
 
 @triton.jit
-def axis_step(AXIS: tl.constexpr, PHASED: tl.constexpr):
+def axis_step(AXES: tl.constexpr, A: tl.constexpr, PHASED: tl.constexpr):
     """What one further tap adds to the source coordinate and to the weight's tap index."""
     if PHASED:
-        return -(AXIS[2] // AXIS[4]), AXIS[5]
+        return -(AXES[A][2] // AXES[A][4]), AXES[A][5]
     else:
-        return AXIS[2], 1
+        return AXES[A][2], 1
 
 
 @triton.jit
-def inside(source, size, AXIS: tl.constexpr, PHASED: tl.constexpr):
+def inside(source, size, AXES: tl.constexpr, A: tl.constexpr, PHASED: tl.constexpr):
     """Whether a source coordinate exists; always, on a unit axis."""
-    if not PHASED and AXIS[3] == 1 and AXIS[0] == 1 and AXIS[1] == 0:
+    if not PHASED and AXES[A][3] == 1 and AXES[A][0] == 1 and AXES[A][1] == 0:
         return source >= 0
     else:
         return (source >= 0) & (source < size)
@@ -93,18 +93,18 @@ def split_phase(phase, AXES: tl.constexpr, PHASED: tl.constexpr):
 def pixels(rows, phase, images, OD, OH, OW, AXES: tl.constexpr, PHASED: tl.constexpr):
     """Image, output coordinates, source coordinates and validity of the rows of a tile."""
     qd, qh, qw = split_phase(phase, AXES, PHASED)
-    fd, nd = phase_taps(qd, AXES[0], PHASED)
-    fh, nh = phase_taps(qh, AXES[1], PHASED)
-    fw, nw = phase_taps(qw, AXES[2], PHASED)
-    ed = axis_extent(OD, qd, AXES[0], PHASED)
-    eh = axis_extent(OH, qh, AXES[1], PHASED)
-    ew = axis_extent(OW, qw, AXES[2], PHASED)
+    fd, nd = phase_taps(qd, AXES, 0, PHASED)
+    fh, nh = phase_taps(qh, AXES, 1, PHASED)
+    fw, nw = phase_taps(qw, AXES, 2, PHASED)
+    ed = axis_extent(OD, qd, AXES, 0, PHASED)
+    eh = axis_extent(OH, qh, AXES, 1, PHASED)
+    ew = axis_extent(OW, qw, AXES, 2, PHASED)
     valid = rows < images * ed * eh * ew
     eh = tl.maximum(eh, 1)
     ew = tl.maximum(ew, 1)
-    od, sd = axis_source((rows // (ew * eh)) % tl.maximum(ed, 1), qd, fd, AXES[0], PHASED)
-    oh, sh = axis_source((rows // ew) % eh, qh, fh, AXES[1], PHASED)
-    ow, sw = axis_source(rows % ew, qw, fw, AXES[2], PHASED)
+    od, sd = axis_source((rows // (ew * eh)) % tl.maximum(ed, 1), qd, fd, AXES, 0, PHASED)
+    oh, sh = axis_source((rows // ew) % eh, qh, fh, AXES, 1, PHASED)
+    ow, sw = axis_source(rows % ew, qw, fw, AXES, 2, PHASED)
     image = rows // (ew * eh * tl.maximum(ed, 1))
     return image, od, oh, ow, sd, sh, sw, fd, fh, fw, nd, nh, nw, valid
 
@@ -188,9 +188,9 @@ def conv_products(
         n_iter = 2 * steps
     n_iter = tl.maximum(n_iter, 1)
     tl.assume(n_iter > 0)
-    step_d, tap_d = axis_step(AXES[0], PHASED)
-    step_h, tap_h = axis_step(AXES[1], PHASED)
-    step_w, tap_w = axis_step(AXES[2], PHASED)
+    step_d, tap_d = axis_step(AXES, 0, PHASED)
+    step_h, tap_h = axis_step(AXES, 1, PHASED)
+    step_w, tap_w = axis_step(AXES, 2, PHASED)
     x_image = x + image.to(tl.int64) * stride_xb
     if DOT:
         in_group = columns
@@ -221,8 +221,8 @@ def conv_products(
         xd = sd + id * step_d
         xh = sh + ih * step_h
         xw = sw + iw * step_w
-        seen = valid & inside(xd, XD, AXES[0], PHASED)
-        seen = seen & inside(xh, XH, AXES[1], PHASED) & inside(xw, XW, AXES[2], PHASED)
+        seen = valid & inside(xd, XD, AXES, 0, PHASED)
+        seen = seen & inside(xh, XH, AXES, 1, PHASED) & inside(xw, XW, AXES, 2, PHASED)
         position = (
             xd.to(tl.int64) * stride_xd + xh.to(tl.int64) * stride_xh + xw.to(tl.int64) * stride_xw
         )

@@ -9,11 +9,13 @@ from math import gcd, prod
 import triton
 from torch import Tensor
 
+from relprop.kernels import library
 from relprop.kernels.conv import conv_adjoint, conv_contraction
 from relprop.kernels.modifiers import ACTIVATIONS, ATOMS, BOX_ATOMS
-from relprop.kernels.operands import AdjointCall, ContractionCall, LeftBox
+from relprop.kernels.operands import AdjointCall, ContractionCall, LeftBox, Pass
 from relprop.kernels.tiles import FUSION, operand_type, remask, terms
-from relprop.kernels.tiling import Demand, Tile, choose, direct_tile
+from relprop.kernels.tiling import Demand, Tile, direct_tile
+from relprop.kernels.tuning import launch
 from relprop.maps import Conv
 
 __all__ = ["axes", "contract", "lift", "lifted_strides", "propagate"]
@@ -46,6 +48,10 @@ class Geometry:
     def direct(self) -> bool:
         """Whether the depthwise form is used: no matrix product."""
         return self.channels == 1 or (self.conv.groups > 1 and 0 < self.channels <= DIRECT_CHANNELS)
+
+    def even(self, tile: Tile) -> bool:
+        """Whether whole blocks of channels are contracted, so that none needs a mask."""
+        return not self.direct and self.channels % tile.k == 0 and self.channels > 0
 
     def rows(self, images: int) -> int:
         """Rows of the tiles of one phase."""
@@ -133,28 +139,36 @@ def contract(call: ContractionCall) -> None:
     box = LeftBox.of(program, a, conv.feature_axis)
     box_strides = lifted_strides(box.tensor, spatial) if boxed else (0,) * 5
     accumulators = 1 + max(p.accumulator for p in products)
-    demand = _demand(geometry, a, images, operand, precision)
+    demand = _demand("conv_contraction", geometry, a, images, operand, precision)
     demand = replace(demand, accumulators=accumulators, parts=call.weight.parts)
     if boxed:
         demand = replace(demand, registers=32)
-    tile = call.tile or _tile(geometry, demand)
     z_strides = lifted_strides(target, spatial)
-    conv_contraction[(geometry.programs(images, tile),)](
-        a, call.weight.tensor, a if call.bias is None else call.bias,
-        box.tensor if boxed else a, a if call.z is None else call.z,
-        a if call.y is None else call.y, images, conv.groups, geometry.columns, geometry.channels,
-        *geometry.source, *geometry.target, *lifted_strides(a, spatial), *geometry.weight_strides,
-        *box_strides, box.start, box.stop,
-        *(z_strides if call.z is not None else (0, *z_strides)), program.gamma,
-        WEIGHTS=call.weight.parts, TERMS=terms(products, call.weight.atoms, boxed), BOXED=boxed,
-        REMASK=remask(products), BIASED=call.bias is not None,
-        BIAS=tuple(ATOMS[b.kind] for b in program.bias), GATED=program.mode == "gamma",
-        OUTPUT=call.output, ACTIVATION=ACTIVATIONS[call.activation], SAVE=call.z is not None,
-        OPERAND=operand, PRECISION=precision,
-        EVEN=not geometry.direct and geometry.channels % tile.k == 0 and geometry.channels > 0,
-        AXES=axes(conv, geometry.taps), PHASED=geometry.phased, DOT=not geometry.direct,
-        BM=tile.m, BN=tile.n, BK=1 if geometry.direct else tile.k, GROUP=tile.group,
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=FUSION,
+
+    def run(tile: Tile) -> None:
+        conv_contraction[(geometry.programs(images, tile),)](
+            a, call.weight.tensor, a if call.bias is None else call.bias,
+            box.tensor if boxed else a, a if call.z is None else call.z,
+            a if call.y is None else call.y, images, conv.groups,
+            geometry.columns, geometry.channels, *geometry.source, *geometry.target,
+            *lifted_strides(a, spatial), *geometry.weight_strides,
+            *box_strides, box.start, box.stop,
+            *(z_strides if call.z is not None else (0, *z_strides)), program.gamma,
+            WEIGHTS=call.weight.parts, TERMS=terms(products, call.weight.atoms, boxed), BOXED=boxed,
+            REMASK=remask(products), BIASED=call.bias is not None,
+            BIAS=tuple(ATOMS[b.kind] for b in program.bias), GATED=program.mode == "gamma",
+            OUTPUT=call.output, ACTIVATION=ACTIVATIONS[call.activation], SAVE=call.z is not None,
+            OPERAND=operand, PRECISION=precision,
+            EVEN=geometry.even(tile),
+            AXES=axes(conv, geometry.taps), PHASED=geometry.phased, DOT=not geometry.direct,
+            BM=tile.m, BN=tile.n, BK=1 if geometry.direct else tile.k, GROUP=tile.group,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=FUSION,
+        )  # fmt: skip
+
+    launch(
+        demand, call.tile, a, run, library.contraction(call), True,
+        f"{_details(geometry, a)} products={len(products)}",
+        _direct(geometry, demand),
     )  # fmt: skip
 
 
@@ -171,8 +185,8 @@ def propagate(call: AdjointCall) -> None:
     lower = call.lower.z if call.lower else out
     for step in call.passes():
         operand, precision = operand_type(weight.source, call.precision, adjoint=True)
-        demand = _demand(geometry, s, images, operand, precision)
-        demand = replace(demand, accumulators=len(step.factors))
+        demand = _demand("conv_adjoint", geometry, s, images, operand, precision)
+        demand = replace(demand, accumulators=len(step.factors), quotients=step.quotients)
         if step.quotients == 2:
             demand = replace(demand, registers=min(32, demand.registers))
         if box.boxed:
@@ -180,29 +194,38 @@ def propagate(call: AdjointCall) -> None:
         if not step.stacked:
             lefts, registers = s.shape[0], demand.registers // s.shape[0]
             demand = replace(demand, parts=weight.parts, lefts=lefts, registers=registers)
-        tile = call.tile or _tile(geometry, demand)
-        conv_adjoint[(geometry.programs(images, tile),)](
-            s, weight.tensor, a, box.tensor if box.boxed else a, lower, out,
-            images, max(a.shape[0], 1), conv.groups, geometry.columns, geometry.channels,
-            *geometry.source, *geometry.target, *lifted_strides(s, spatial),
-            *geometry.weight_strides,
-            *lifted_strides(a, spatial), *box_strides, box.start, box.stop,
-            *lifted_strides(lower, spatial), *lifted_strides(out, spatial),
-            program.gamma, *call.lower_numbers(),
-            LEFTS=s.shape[0], WEIGHTS=weight.parts,
-            TERMS=terms(step.products, weight.atoms, False), STACKED=step.stacked,
-            FACTORS=tuple((BOX_ATOMS if box.boxed else ATOMS)[f] for f in step.factors),
-            READ=step.reads, BOXED=box.boxed, ADD=step.add, LOWER=step.lower,
-            OPERAND=operand, PRECISION=precision,
-            EVEN=not geometry.direct and geometry.channels % tile.k == 0 and geometry.channels > 0,
-            AXES=axes(conv, geometry.taps), PHASED=geometry.phased, DOT=not geometry.direct,
-            BM=tile.m, BN=tile.n, BK=1 if geometry.direct else tile.k, GROUP=tile.group,
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=FUSION,
+
+        def run(
+            tile: Tile, step: Pass = step, operand: object = operand, precision: str = precision
+        ) -> None:
+            conv_adjoint[(geometry.programs(images, tile),)](
+                s, weight.tensor, a, box.tensor if box.boxed else a, lower, out,
+                images, max(a.shape[0], 1), conv.groups, geometry.columns, geometry.channels,
+                *geometry.source, *geometry.target, *lifted_strides(s, spatial),
+                *geometry.weight_strides,
+                *lifted_strides(a, spatial), *box_strides, box.start, box.stop,
+                *lifted_strides(lower, spatial), *lifted_strides(out, spatial),
+                program.gamma, *call.lower_numbers(),
+                LEFTS=s.shape[0], WEIGHTS=weight.parts,
+                TERMS=terms(step.products, weight.atoms, False), STACKED=step.stacked,
+                FACTORS=tuple((BOX_ATOMS if box.boxed else ATOMS)[f] for f in step.factors),
+                READ=step.reads, BOXED=box.boxed, ADD=step.add, LOWER=step.lower,
+                OPERAND=operand, PRECISION=precision,
+                EVEN=geometry.even(tile),
+                AXES=axes(conv, geometry.taps), PHASED=geometry.phased, DOT=not geometry.direct,
+                BM=tile.m, BN=tile.n, BK=1 if geometry.direct else tile.k, GROUP=tile.group,
+                num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=FUSION,
+            )  # fmt: skip
+
+        launch(
+            demand, call.tile, s, run, library.adjoint(call, step), not step.add,
+            f"{_details(geometry, s)} products={len(step.products)} lower={step.lower}",
+            _direct(geometry, demand),
         )  # fmt: skip
 
 
 def _demand(
-    geometry: Geometry, left: Tensor, images: int, operand: object, precision: str
+    kernel: str, geometry: Geometry, left: Tensor, images: int, operand: object, precision: str
 ) -> Demand:
     channels_last = left.stride(-1 - geometry.conv.spatial) == 1
     return Demand(
@@ -214,10 +237,21 @@ def _demand(
         left_width=left.element_size(),
         registers=64 if channels_last else 16,
         deepest=64 if channels_last else 32,
+        kernel=kernel,
     )
 
 
-def _tile(geometry: Geometry, demand: Demand) -> Tile:
+def _direct(geometry: Geometry, demand: Demand) -> list[Tile] | None:
+    """The one tile of the depthwise form."""
     if geometry.direct:
-        return direct_tile(demand.m, geometry.columns * geometry.conv.groups)
-    return choose(demand)
+        return [direct_tile(demand.m, geometry.columns * geometry.conv.groups)]
+    return None
+
+
+def _details(geometry: Geometry, left: Tensor) -> str:
+    """What the time of a convolution depends on besides the extents of its product."""
+    conv, order = geometry.conv, "last" if left.stride(-1 - geometry.conv.spatial) == 1 else "first"
+    taps, size = "x".join(map(str, geometry.taps)), "x".join(map(str, geometry.source))
+    steps = "x".join(map(str, conv.stride))
+    wide = "x".join(map(str, conv.dilation))
+    return f"{taps} on {size} by {steps} dilated {wide} groups={conv.groups} channels {order}"

@@ -44,16 +44,16 @@ def flat_dense(r, out, M, N, K, stride_rm, stride_rn, epsilon, BM: tl.constexpr,
 
 
 @triton.jit
-def seen_taps(q, size, AXIS: tl.constexpr, TRANSPOSED: tl.constexpr):
+def seen_taps(q, size, AXES: tl.constexpr, A: tl.constexpr, TRANSPOSED: tl.constexpr):
     """How many taps of one axis meet the input at output coordinate q."""
     count = q * 0
-    for tap in range(0, AXIS[3]):
+    for tap in range(0, AXES[A][3]):
         if TRANSPOSED:
-            spread = q + AXIS[1] - tap * AXIS[2]
-            source = spread // AXIS[0]
-            hit = (spread >= 0) & (spread % AXIS[0] == 0) & (source < size)
+            spread = q + AXES[A][1] - tap * AXES[A][2]
+            source = spread // AXES[A][0]
+            hit = (spread >= 0) & (spread % AXES[A][0] == 0) & (source < size)
         else:
-            source = q * AXIS[0] - AXIS[1] + tap * AXIS[2]
+            source = q * AXES[A][0] - AXES[A][1] + tap * AXES[A][2]
             hit = (source >= 0) & (source < size)
         count += hit.to(tl.int32)
     return count
@@ -100,8 +100,8 @@ def flat_quotient(
         columns = first + tl.arange(0, BN)
         pointers = r + place[:, None] + columns.to(tl.int64)[None, :] * stride_rc
         total += tl.load(pointers, mask=valid[:, None] & (columns < outputs)[None, :], other=0.0)
-    count = seen_taps(od, XD, AXES[0], TRANSPOSED) * seen_taps(oh, XH, AXES[1], TRANSPOSED)
-    count = (count * seen_taps(ow, XW, AXES[2], TRANSPOSED)).to(tl.float32) * channels
+    count = seen_taps(od, XD, AXES, 0, TRANSPOSED) * seen_taps(oh, XH, AXES, 1, TRANSPOSED)
+    count = (count * seen_taps(ow, XW, AXES, 2, TRANSPOSED)).to(tl.float32) * channels
     empty = count == 0
     value = tl.where(empty, 0.0, tl.sum(total, axis=1) / tl.where(empty, 1.0, count + epsilon))
     tl.store(s + index, value, mask=valid)

@@ -22,7 +22,7 @@ from relprop.kernels.pointwise import (
     quotients,
 )
 from relprop.kernels.program import Program, compile_rule
-from relprop.kernels.tiling import Tile
+from relprop.kernels.tiling import Choice
 from relprop.maps import Conv, Dense, LinearMap
 from relprop.rules import Epsilon, LinearRule
 
@@ -66,7 +66,7 @@ def contraction(
     in_registers: bool = False,
     weight: Weight | None = None,
     z: Tensor | None = None,
-    tile: Tile | None = None,
+    tile: Choice | None = None,
 ) -> Contraction:
     """A layer's output and the denominators of its rule.
 
@@ -86,7 +86,7 @@ def contraction(
         in_registers: modify the weights inside the product kernels instead of once in memory.
         weight: what `prepare_weights` returned for this layer before.
         z: denominators found before, of a rule whose denominators do not depend on the input.
-        tile: block sizes; None chooses by shape.
+        tile: block sizes, or "library" for its product and one pointwise kernel; None chooses.
 
     Raises:
         InputError: a type, precision or rule that no kernel takes.
@@ -94,7 +94,7 @@ def contraction(
     program = compile_rule(rule, nonnegative)
     _check(a, w, b)
     if weight is None:
-        weight = prepare_weights(program, w, a, in_registers=in_registers)
+        weight = prepare_weights(program, w, a, in_registers=in_registers, precision=precision)
     shape = _output_shape(linear_map, a, w)
     joined = output and program.own_input and program.output is not None and save
     known = z
@@ -122,7 +122,7 @@ def contraction(
     elif output and not joined:
         plain = compile_rule(Epsilon())
         y = _empty(linear_map, (), shape, a)
-        own = prepare_weights(plain, w, a)
+        own = prepare_weights(plain, w, a, precision=precision)
         _launch(
             ContractionCall(
                 linear_map, plain, a, own, b, None, y, "first", activation, precision, tile
@@ -144,7 +144,7 @@ def adjoint(
     *,
     lower: Lower | None = None,
     precision: str = "highest",
-    tile: Tile | None = None,
+    tile: Choice | None = None,
 ) -> Tensor:
     """Relevance of a layer's input, or the quotients of the layer below.
 
@@ -154,7 +154,7 @@ def adjoint(
         lower: the layer (`below`) whose output, elementwise activations apart, is this layer's
             input and has no other consumer: its quotient is taken in the epilogue.
         precision: of the products.
-        tile: block sizes; None chooses by shape.
+        tile: block sizes, or "library" for its product and one pointwise kernel; None chooses.
 
     Returns:
         `[targets, *a.shape]`, float32; with `lower`, `[1 or 2, targets, *a.shape]`.

@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from relprop.kernels import library
 from relprop.kernels.modifiers import ACTIVATIONS, ATOMS, BOX_ATOMS
-from relprop.kernels.operands import AdjointCall, ContractionCall, LeftBox
+from relprop.kernels.operands import AdjointCall, ContractionCall, LeftBox, Pass
 from relprop.kernels.tiles import (
     FUSION,
     accumulate,
@@ -24,7 +25,8 @@ from relprop.kernels.tiles import (
     terms,
     tile_index,
 )
-from relprop.kernels.tiling import Demand, Tile, choose
+from relprop.kernels.tiling import Demand, Tile
+from relprop.kernels.tuning import launch
 
 __all__ = ["contract", "dense_adjoint", "dense_contraction", "propagate"]
 
@@ -289,22 +291,27 @@ def contract(call: ContractionCall) -> None:
     demand = Demand(
         m, n, k, operand, precision, accumulators, weight.parts, 1, x.element_size(),
         registers=32 if boxed else 64 if program.mode == "gamma" else 128,
+        kernel="dense_contraction",
     )  # fmt: skip
-    tile = call.tile or choose(demand)
-    dense_contraction[(_programs(m, n, tile),)](
-        x, weight.tensor, call.bias if call.bias is not None else x, box_rows,
-        call.z if call.z is not None else x, call.y if call.y is not None else x,
-        m, n, k, *x.stride(), *weight.tensor.stride(), *box_rows.stride(), box_rows.shape[1],
-        box.start, box.stop,
-        call.z.stride(0) if call.z is not None else 0, n, n, program.gamma,
-        WEIGHTS=weight.parts, TERMS=terms(products, weight.atoms, boxed), BOXED=boxed,
-        REMASK=remask(products), BIASED=call.bias is not None,
-        BIAS=tuple(ATOMS[b.kind] for b in program.bias), GATED=program.mode == "gamma",
-        OUTPUT=call.output, ACTIVATION=ACTIVATIONS[call.activation], SAVE=call.z is not None,
-        OPERAND=operand, PRECISION=precision, EVEN=k % tile.k == 0 and k > 0,
-        BM=tile.m, BN=tile.n, BK=tile.k, GROUP=tile.group,
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=FUSION,
-    )  # fmt: skip
+
+    def run(tile: Tile) -> None:
+        dense_contraction[(_programs(m, n, tile),)](
+            x, weight.tensor, call.bias if call.bias is not None else x, box_rows,
+            call.z if call.z is not None else x, call.y if call.y is not None else x,
+            m, n, k, *x.stride(), *weight.tensor.stride(), *box_rows.stride(), box_rows.shape[1],
+            box.start, box.stop,
+            call.z.stride(0) if call.z is not None else 0, n, n, program.gamma,
+            WEIGHTS=weight.parts, TERMS=terms(products, weight.atoms, boxed), BOXED=boxed,
+            REMASK=remask(products), BIASED=call.bias is not None,
+            BIAS=tuple(ATOMS[b.kind] for b in program.bias), GATED=program.mode == "gamma",
+            OUTPUT=call.output, ACTIVATION=ACTIVATIONS[call.activation], SAVE=call.z is not None,
+            OPERAND=operand, PRECISION=precision, EVEN=k % tile.k == 0 and k > 0,
+            BM=tile.m, BN=tile.n, BK=tile.k, GROUP=tile.group,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=FUSION,
+        )  # fmt: skip
+
+    details = f"products={len(products)} columns={x.stride(1)}"
+    launch(demand, call.tile, x, run, library.contraction(call), details=details)
 
 
 def propagate(call: AdjointCall) -> None:
@@ -327,24 +334,31 @@ def propagate(call: AdjointCall) -> None:
         lefts, parts = (1, 1) if step.stacked else (s.shape[0], weight.parts)
         registers = (32 if step.quotients == 2 else 128) // lefts
         demand = Demand(
-            m, n, k, operand, precision, len(step.factors), parts, lefts, registers=registers
-        )
-        tile = call.tile or choose(demand)
-        _, w_n, w_k = weight.tensor.stride()
-        dense_adjoint[(_programs(m, n, tile),)](
-            s, weight.tensor, a, box_rows, lower, out, m, n, k, max(a.shape[0], 1),
-            s.stride(0), s.stride(1), weight.tensor.stride(0), w_k, w_n, *a.stride(),
-            *box_rows.stride(), box_rows.shape[1], box.start, box.stop,
-            lower.stride(0), n if lower.shape[1] > 1 else 0, out.stride(0), out.stride(1),
-            program.gamma, *call.lower_numbers(),
-            LEFTS=s.shape[0], WEIGHTS=weight.parts,
-            TERMS=terms(step.products, weight.atoms, False), STACKED=step.stacked,
-            FACTORS=tuple((BOX_ATOMS if box.boxed else ATOMS)[f] for f in step.factors),
-            READ=step.reads, BOXED=box.boxed, ADD=step.add, LOWER=step.lower,
-            OPERAND=operand, PRECISION=precision, EVEN=k % tile.k == 0 and k > 0,
-            BM=tile.m, BN=tile.n, BK=tile.k, GROUP=tile.group,
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=FUSION,
+            m, n, k, operand, precision, len(step.factors), parts, lefts, registers=registers,
+            kernel="dense_adjoint", quotients=step.quotients,
         )  # fmt: skip
+
+        def run(
+            tile: Tile, step: Pass = step, operand: object = operand, precision: str = precision
+        ) -> None:
+            _, w_n, w_k = weight.tensor.stride()
+            dense_adjoint[(_programs(m, n, tile),)](
+                s, weight.tensor, a, box_rows, lower, out, m, n, k, max(a.shape[0], 1),
+                s.stride(0), s.stride(1), weight.tensor.stride(0), w_k, w_n, *a.stride(),
+                *box_rows.stride(), box_rows.shape[1], box.start, box.stop,
+                lower.stride(0), n if lower.shape[1] > 1 else 0, out.stride(0), out.stride(1),
+                program.gamma, *call.lower_numbers(),
+                LEFTS=s.shape[0], WEIGHTS=weight.parts,
+                TERMS=terms(step.products, weight.atoms, False), STACKED=step.stacked,
+                FACTORS=tuple((BOX_ATOMS if box.boxed else ATOMS)[f] for f in step.factors),
+                READ=step.reads, BOXED=box.boxed, ADD=step.add, LOWER=step.lower,
+                OPERAND=operand, PRECISION=precision, EVEN=k % tile.k == 0 and k > 0,
+                BM=tile.m, BN=tile.n, BK=tile.k, GROUP=tile.group,
+                num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=FUSION,
+            )  # fmt: skip
+
+        details = f"products={len(step.products)} lower={step.lower}"
+        launch(demand, call.tile, s, run, library.adjoint(call, step), not step.add, details)
 
 
 def _part_rows(tensor: Tensor) -> Tensor:

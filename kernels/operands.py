@@ -10,7 +10,7 @@ from torch import Tensor
 
 from relprop.errors import InputError
 from relprop.kernels.program import Product, Program
-from relprop.kernels.tiling import Tile
+from relprop.kernels.tiling import Choice
 from relprop.maps import LinearMap
 from relprop.rules import bound_tensor
 
@@ -109,7 +109,7 @@ class ContractionCall:
     output: str | None
     activation: str | None
     precision: str
-    tile: Tile | None
+    tile: Choice | None
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class AdjointCall:
     out: Tensor
     lower: Lower | None
     precision: str
-    tile: Tile | None
+    tile: Choice | None
 
     def passes(self) -> Iterator[Pass]:
         """The launches, in order; only the last one divides by the lower layer's z."""

@@ -16,6 +16,10 @@ from relprop.kernels.program import Program
 from relprop.kernels.tiles import FUSION, interpreted, ratio, shares
 
 __all__ = [
+    "flat",
+    "grid_of",
+    "inner_of",
+    "order_of",
     "ordered_empty",
     "prepare_weights",
     "quotient_empty",
@@ -165,7 +169,7 @@ def sum_shares(
         )  # fmt: skip
 
 
-def _grid(n: int, rows: int) -> tuple[tuple[int, int], int]:
+def grid_of(n: int, rows: int) -> tuple[tuple[int, int], int]:
     """Programs over elements and rows, and the block: enough programs, few in the interpreter."""
     block = INTERPRETER_BLOCK if interpreted() else BLOCK
     blocks = triton.cdiv(n, block)
@@ -173,8 +177,12 @@ def _grid(n: int, rows: int) -> tuple[tuple[int, int], int]:
     return (blocks, row_programs), block
 
 
+def order_of(like: Tensor) -> list[int]:
+    """The axes as they lie in memory, outermost first; the batch counts as the outermost."""
+    return [0, *_order(like)]
+
+
 def _order(like: Tensor) -> list[int]:
-    """The axes after the first, as they lie in memory, outermost first."""
     return sorted(range(1, like.dim()), key=lambda axis: -like.stride()[axis])
 
 
@@ -185,7 +193,7 @@ def ordered_empty(
 
     `shape` has as many axes as `like`, the first of them the batch.
     """
-    order = [0, *_order(like)]
+    order = order_of(like)
     empty = like.new_empty([*lead, *(shape[axis] for axis in order)], dtype=dtype)
     back = sorted(range(len(order)), key=order.__getitem__)
     return empty.permute(*range(len(lead)), *(len(lead) + axis for axis in back))
@@ -201,7 +209,7 @@ def quotient_empty(
     """
     if parts == 1:
         return ordered_empty((1, targets), shape, like)
-    order = [0, *_order(like)]
+    order = order_of(like)
     axis = feature_axis % len(order)
     sizes: list[int] = [targets]
     for i in order:
@@ -212,15 +220,15 @@ def quotient_empty(
     return empty.permute(0, 1, *(2 + place for place in back))
 
 
-def _inner(like: Tensor, feature_axis: int) -> int:
+def inner_of(like: Tensor, feature_axis: int) -> int:
     """Elements of `like`, as it lies in memory, from one step before its features on."""
-    order = [0, *_order(like)]
+    order = order_of(like)
     return prod(like.shape[i] for i in order[order.index(feature_axis % len(order)) :])
 
 
-def _flat(tensor: Tensor, lead: int, like: Tensor) -> Tensor:
+def flat(tensor: Tensor, lead: int, like: Tensor) -> Tensor:
     """A tensor `[*lead, *like.shape]` laid out as `like`, without copying where it is already."""
-    axes = [*range(lead), lead, *(lead + axis for axis in _order(like))]
+    axes = [*range(lead), *(lead + axis for axis in order_of(like))]
     return tensor.permute(axes).contiguous()
 
 
@@ -240,12 +248,12 @@ def quotients(program: Program, z: Tensor, r: Tensor, feature_axis: int) -> Tens
     s = quotient_empty(program.parts, r.shape[0], r.shape[1:], z[0], feature_axis)
     if s.numel() == 0:
         return s
-    flat_z, flat_r = _flat(z, 1, z[0]), _flat(r, 1, z[0])
+    flat_z, flat_r = flat(z, 1, z[0]), flat(r, 1, z[0])
     n = z[0].numel()
     rows = r.numel() // n
-    grid, block = _grid(n, rows)
+    grid, block = grid_of(n, rows)
     quotient[grid](
-        flat_r, flat_z, s, rows, n, n, _inner(z[0], feature_axis), program.epsilon,
+        flat_r, flat_z, s, rows, n, n, inner_of(z[0], feature_axis), program.epsilon,
         *program.scales, MODE=program.mode, B=block, enable_fp_fusion=FUSION,
     )  # fmt: skip
     return s
@@ -264,9 +272,9 @@ def residual_sum(
     """
     y = ordered_empty((), a.shape, a, torch.promote_types(a.dtype, b.dtype))
     if y.numel():
-        (blocks, _), block = _grid(a.numel(), 1)
+        (blocks, _), block = grid_of(a.numel(), 1)
         sum_values[(blocks,)](
-            _flat(a, 0, a), _flat(b, 0, a), y, a.numel(), *map(float, factors),
+            flat(a, 0, a), flat(b, 0, a), y, a.numel(), *map(float, factors),
             ACTIVATION=ACTIVATIONS[activation], B=block, enable_fp_fusion=FUSION,
         )  # fmt: skip
     return y
@@ -302,16 +310,16 @@ def residual_split(
     ]
     if r.numel():
         n = a.numel()
-        grid, block = _grid(n, r.shape[0])
-        zs = [outs[0] if below is None else _flat(below.z, 1, a) for below in lower]
+        grid, block = grid_of(n, r.shape[0])
+        zs = [outs[0] if below is None else flat(below.z, 1, a) for below in lower]
         numbers = [
             number
             for below in lower
             for number in ((0.0, 1.0, 1.0) if below is None else below.numbers)
         ]
         sum_shares[grid](
-            _flat(a, 0, a), _flat(b, 0, a), _flat(r, 1, a), *outs, *zs, r.shape[0], n, n, n,
-            *(_inner(a, axis) for axis in axes), *map(float, factors), epsilon, *numbers,
+            flat(a, 0, a), flat(b, 0, a), flat(r, 1, a), *outs, *zs, r.shape[0], n, n, n,
+            *(inner_of(a, axis) for axis in axes), *map(float, factors), epsilon, *numbers,
             LOWER0=lower[0] and lower[0].program.mode, LOWER1=lower[1] and lower[1].program.mode,
             B=block, enable_fp_fusion=FUSION,
         )  # fmt: skip
@@ -319,7 +327,12 @@ def residual_split(
 
 
 def prepare_weights(
-    program: Program, w: Tensor, a: Tensor, *, in_registers: bool = False
+    program: Program,
+    w: Tensor,
+    a: Tensor,
+    *,
+    in_registers: bool = False,
+    precision: str = "highest",
 ) -> Weight:
     """The modified weights of a program: written to memory once, or left to the product kernels.
 
@@ -328,14 +341,19 @@ def prepare_weights(
         w: the layer's weight.
         a: the layer's input: its memory layout (channels first or last) and its dtype.
         in_registers: leave the weight as it is.
+        precision: "medium" writes float32 weights as bfloat16, which they are multiplied as: what
+            is converted on the way through registers does not reach the tensor cores in time.
     """
     kinds = [weight.kind for weight in program.weights]
     source = torch.promote_types(a.dtype, w.dtype)
     if "square" in kinds:
         source = torch.float32
-    if in_registers or set(kinds) <= {"identity", "one"} or w.numel() == 0:
+    narrow = precision == "medium" and w.dtype == torch.float32
+    narrow = narrow and "square" not in kinds and set(kinds) != {"one"}
+    plain = set(kinds) <= {"identity", "one"} and not narrow
+    if in_registers or plain or w.numel() == 0:
         return Weight(w[None], kinds, source)
-    dtype = torch.float32 if "square" in kinds else w.dtype
+    dtype = torch.float32 if "square" in kinds else torch.bfloat16 if narrow else w.dtype
     order = _order(a) if a.dim() == w.dim() and w.dim() > 2 else list(range(1, w.dim()))
     axes = [0, *order]
     flat = w.permute(axes).contiguous()

@@ -56,38 +56,38 @@ def place(image, d, h, w, channel, stride_b, stride_c, stride_d, stride_h, strid
 
 
 @triton.jit
-def window(y, size, out, AXIS: tl.constexpr, ADAPTIVE: tl.constexpr):
+def window(y, size, out, AXES: tl.constexpr, A: tl.constexpr, ADAPTIVE: tl.constexpr):
     """Start and stop of a window within the input, and its length with padding.
 
-    AXIS is (taps, stride, padding, dilation, windows that one position may be in).
+    AXES[A] is (taps, stride, padding, dilation, windows that one position may be in).
     """
     if ADAPTIVE:
         start = (y * size) // out
         stop = ((y + 1) * size + out - 1) // out
         return start, stop, stop - start
     else:
-        start = y * AXIS[1] - AXIS[2]
-        stop = tl.minimum(start + AXIS[0], size + AXIS[2])
+        start = y * AXES[A][1] - AXES[A][2]
+        stop = tl.minimum(start + AXES[A][0], size + AXES[A][2])
         return tl.maximum(start, 0), tl.minimum(stop, size), stop - start
 
 
 @triton.jit
-def reach(y, size, out, AXIS: tl.constexpr, ADAPTIVE: tl.constexpr):
+def reach(y, size, out, AXES: tl.constexpr, A: tl.constexpr, ADAPTIVE: tl.constexpr):
     """First tap of a window, which may lie in the padding, and where its taps end."""
     if ADAPTIVE:
-        start, stop, _ = window(y, size, out, AXIS, True)
+        start, stop, _ = window(y, size, out, AXES, A, True)
         return start, stop
     else:
-        return y * AXIS[1] - AXIS[2], y * 0 + size
+        return y * AXES[A][1] - AXES[A][2], y * 0 + size
 
 
 @triton.jit
-def candidate(x, j, size, out, AXIS: tl.constexpr, ADAPTIVE: tl.constexpr):
+def candidate(x, j, size, out, AXES: tl.constexpr, A: tl.constexpr, ADAPTIVE: tl.constexpr):
     """The j-th window that may hold position x, and whether it exists."""
     if ADAPTIVE:
         y = (x * out) // size + j
     else:
-        y = (x + AXIS[2]) // AXIS[1] - j
+        y = (x + AXES[A][2]) // AXES[A][1] - j
     return y, (y >= 0) & (y < out)
 
 
@@ -123,9 +123,9 @@ def max_pool_kernel(
     image, d, h, w, channel, mask = positions(C, OD, OH, OW, images, BM, BN)
     best = tl.full((BM, BN), float("-inf"), tl.float32)
     winner = tl.full((BM, BN), -1, tl.int32)
-    first_d, stop_d = reach(d, XD, OD, AXES[0], ADAPTIVE)
-    first_h, stop_h = reach(h, XH, OH, AXES[1], ADAPTIVE)
-    first_w, stop_w = reach(w, XW, OW, AXES[2], ADAPTIVE)
+    first_d, stop_d = reach(d, XD, OD, AXES, 0, ADAPTIVE)
+    first_h, stop_h = reach(h, XH, OH, AXES, 1, ADAPTIVE)
+    first_w, stop_w = reach(w, XW, OW, AXES, 2, ADAPTIVE)
     for tap in range(0, AXES[0][0] * AXES[1][0] * AXES[2][0]):
         xd = first_d + (tap // (AXES[1][0] * AXES[2][0])) * AXES[0][3]
         xh = first_h + ((tap // AXES[2][0]) % AXES[1][0]) * AXES[1][3]
@@ -225,9 +225,9 @@ def max_pool_adjoint(
     here = ((d * XH + h) * XW + w)[:, None]
     total = tl.zeros((BM, BN), tl.float32)
     for j in range(0, AXES[0][4] * AXES[1][4] * AXES[2][4]):
-        yd, in_d = candidate(d, j // (AXES[1][4] * AXES[2][4]), XD, OD, AXES[0], ADAPTIVE)
-        yh, in_h = candidate(h, (j // AXES[2][4]) % AXES[1][4], XH, OH, AXES[1], ADAPTIVE)
-        yw, in_w = candidate(w, j % AXES[2][4], XW, OW, AXES[2], ADAPTIVE)
+        yd, in_d = candidate(d, j // (AXES[1][4] * AXES[2][4]), XD, OD, AXES, 0, ADAPTIVE)
+        yh, in_h = candidate(h, (j // AXES[2][4]) % AXES[1][4], XH, OH, AXES, 1, ADAPTIVE)
+        yw, in_w = candidate(w, j % AXES[2][4], XW, OW, AXES, 2, ADAPTIVE)
         seen = mask & (in_d & in_h & in_w)[:, None]
         offsets = place(
             image % saved_images, yd, yh, yw, channel,
@@ -288,9 +288,9 @@ def average_pool_kernel(
 ):
     """y [images, C, *O]: mean of each window of x [images, C, *X]; divisor 0 means its size."""
     image, d, h, w, channel, mask = positions(C, OD, OH, OW, images, BM, BN)
-    start_d, stop_d, size_d = window(d, XD, OD, AXES[0], ADAPTIVE)
-    start_h, stop_h, size_h = window(h, XH, OH, AXES[1], ADAPTIVE)
-    start_w, stop_w, size_w = window(w, XW, OW, AXES[2], ADAPTIVE)
+    start_d, stop_d, size_d = window(d, XD, OD, AXES, 0, ADAPTIVE)
+    start_h, stop_h, size_h = window(h, XH, OH, AXES, 1, ADAPTIVE)
+    start_w, stop_w, size_w = window(w, XW, OW, AXES, 2, ADAPTIVE)
     total = tl.zeros((BM, BN), tl.float32)
     for tap in range(0, AXES[0][0] * AXES[1][0] * AXES[2][0]):
         xd = start_d + tap // (AXES[1][0] * AXES[2][0])
@@ -369,12 +369,12 @@ def average_pool_adjoint(
     saved = image % saved_images
     total = tl.zeros((BM, BN), tl.float32)
     for j in range(0, AXES[0][4] * AXES[1][4] * AXES[2][4]):
-        yd, in_d = candidate(d, j // (AXES[1][4] * AXES[2][4]), XD, OD, AXES[0], ADAPTIVE)
-        yh, in_h = candidate(h, (j // AXES[2][4]) % AXES[1][4], XH, OH, AXES[1], ADAPTIVE)
-        yw, in_w = candidate(w, j % AXES[2][4], XW, OW, AXES[2], ADAPTIVE)
-        start_d, stop_d, size_d = window(yd, XD, OD, AXES[0], ADAPTIVE)
-        start_h, stop_h, size_h = window(yh, XH, OH, AXES[1], ADAPTIVE)
-        start_w, stop_w, size_w = window(yw, XW, OW, AXES[2], ADAPTIVE)
+        yd, in_d = candidate(d, j // (AXES[1][4] * AXES[2][4]), XD, OD, AXES, 0, ADAPTIVE)
+        yh, in_h = candidate(h, (j // AXES[2][4]) % AXES[1][4], XH, OH, AXES, 1, ADAPTIVE)
+        yw, in_w = candidate(w, j % AXES[2][4], XW, OW, AXES, 2, ADAPTIVE)
+        start_d, stop_d, size_d = window(yd, XD, OD, AXES, 0, ADAPTIVE)
+        start_h, stop_h, size_h = window(yh, XH, OH, AXES, 1, ADAPTIVE)
+        start_w, stop_w, size_w = window(yw, XW, OW, AXES, 2, ADAPTIVE)
         held = in_d & in_h & in_w & (d >= start_d) & (d < stop_d)
         held = held & (h >= start_h) & (h < stop_h) & (w >= start_w) & (w < stop_w)
         count = size_d * size_h * size_w

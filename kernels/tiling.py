@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-__all__ = ["Demand", "Limits", "Tile", "candidates", "choose", "direct_tile", "limits"]
+__all__ = [
+    "Choice",
+    "Demand",
+    "Limits",
+    "Tile",
+    "candidates",
+    "choose",
+    "direct_tile",
+    "limits",
+]
 
 SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
 """Bytes of shared memory a program may use, by compute capability; 64 KiB on AMD and elsewhere."""
@@ -42,6 +51,10 @@ class Tile(NamedTuple):
     group: int = 8
 
 
+Choice = Tile | str
+"""A tile, or "library": the library's product with one pointwise kernel."""
+
+
 @dataclass(frozen=True)
 class Demand:
     """What a kernel asks of a tile.
@@ -56,6 +69,8 @@ class Demand:
         left_width: bytes of a number of the left operand in memory.
         registers: float32 accumulator registers a thread may hold before the compiler spills.
         deepest: longest contraction of a block.
+        kernel: its name.
+        quotients: of the layer below, that the epilogue takes.
     """
 
     m: int
@@ -69,6 +84,18 @@ class Demand:
     left_width: int = 4
     registers: int = 128
     deepest: int = 64
+    kernel: str = ""
+    quotients: int = 0
+
+    @property
+    def key(self) -> str:
+        """What a measured choice depends on; rows count by their next power of two."""
+        rows = triton.next_power_of_2(max(self.m, 1))
+        return (
+            f"{self.kernel} {rows}x{self.n}x{self.k} {self.operand}/{self.precision} "
+            f"accumulators={self.accumulators} weights={self.parts} lefts={self.lefts} "
+            f"left={8 * self.left_width} registers={self.registers} deepest={self.deepest}"
+        )
 
     @property
     def exact(self) -> bool:
@@ -116,7 +143,8 @@ def candidates(demand: Demand, limit: Limits) -> list[Tile]:
     depths: tuple[int, ...] = (deep, deep // 2, deep // 4)
     stages: tuple[int, ...] = (3, 4, 2)
     if demand.exact:
-        registers, depths, stages = min(registers, 32), (32, 16), (2,)
+        most = 16 if demand.quotients else 32
+        registers, depths, stages = min(registers, most), (32, 16), (2,)
     if demand.precision == "tf32x3":
         registers = min(registers, 32)
     registers //= limit.crowding * (2 if demand.exact and limit.crowding > 1 else 1)
@@ -127,18 +155,25 @@ def candidates(demand: Demand, limit: Limits) -> list[Tile]:
         tile
         for tile in tiles
         if tile.k <= demand.deepest
+        and (tile.m <= 64 or not demand.exact)
         and demand.registers_of(tile) <= registers
         and demand.shared_of(tile) <= limit.shared
     ]
 
 
 def choose(demand: Demand) -> Tile:
-    """The tile for a product until a measured table says otherwise."""
+    """The tile for a product that nobody measured: the shipped one, or the first that fits."""
     from relprop.kernels.tiles import interpreted
 
     if interpreted():
         return _interpreter_tile(demand.m, demand.n, demand.k)
     tiles = candidates(demand, limits())
+    if triton.runtime.driver.active.get_current_target().arch == 90:
+        from relprop.kernels.shipped import shipped
+
+        known = shipped(demand, tiles)
+        if known is not None:
+            return known
     for tile in tiles:
         deep = tile.k < 2 * max(demand.k, 32)
         if tile.m < 2 * max(demand.m, 9) and tile.n < 2 * max(demand.n, 9) and deep:

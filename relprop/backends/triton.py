@@ -82,7 +82,7 @@ class TritonBackend:
         cache = {} if cache is None else cache
         key = ("triton", a.dtype, a.stride(), call.rule, call.nonnegative)
         if key not in cache:
-            cache[key] = kernels.prepare_weights(program, w, a)
+            cache[key] = kernels.prepare_weights(program, w, a, precision=call.precision)
         flat = isinstance(call.rule, Flat)
         activation = call.activation if isinstance(call, FusedCall) else None
         activation = "relu" if call.rectified else activation

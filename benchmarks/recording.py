@@ -130,11 +130,14 @@ def fresh(path: Path, device: str, hours: float) -> set[str]:
         hours: how old a cell of another commit may be.
     """
     here = environment(device)
+    same = here["commit"].rstrip("+")  # a tree with changes may have other ones by now
     oldest = datetime.now(UTC) - timedelta(hours=hours)
     return {
         row["cell"]
         for row in read([path])
         if row["device"] == here["device"]
         and row["threads"] == str(here["threads"])
-        and (row["commit"] == here["commit"] or datetime.fromisoformat(row["time"]) > oldest)
+        and (
+            row["commit"] == here["commit"] == same or datetime.fromisoformat(row["time"]) > oldest
+        )
     }

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.recording import RECORDS, read
 from benchmarks.suites import LEVELS, record_of
-from benchmarks.tables import HEAD, cells_of, markdown, number
+from benchmarks.tables import HEAD, cells_of, markdown, notes, number
 from relprop.atomic import replacing
 
 __all__ = ["GOALS", "Fit", "Goal", "exponent", "fits", "goals", "growth_table", "load", "main",
@@ -226,10 +226,10 @@ def page(rows: Rows, device: str = "cpu") -> str:
     for level, title in titles.items():
         own = [row for row in rows if row["level"] == level]
         if own:
-            parts += [f"## {title}", markdown(HEAD, own, cells_of)]
+            parts += [f"## {title}", markdown(HEAD, own, cells_of), "\n".join(notes(own))]
     if any(row["level"] == "growth" for row in rows):
         parts += ["## Growth", growth_table(rows)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from relprop.tables import table
 
-__all__ = ["HEAD", "cells_of", "markdown", "number", "printed", "seconds"]
+__all__ = ["HEAD", "cells_of", "markdown", "notes", "number", "printed", "seconds"]
 
 HEAD = ("workload", "method", "who", "precision", "expl./s", "ms each", "spread", "x gradient",
         "x floor", "MiB", "x its MiB", "error")  # fmt: skip
@@ -58,8 +58,17 @@ def _mebibytes(value: Any) -> str:
 
 
 def printed(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A plain-text table."""
-    return table(HEAD, [cells_of(row) for row in rows])
+    """A plain-text table, and what else is to be said of its rows."""
+    return "\n".join([table(HEAD, [cells_of(row) for row in rows]), *notes(rows)])
+
+
+def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each row that has a note, such as the stages' shares of a stream's time."""
+    return [
+        f"- {row['workload']}, {row['method']}, {row['library']}, {row['size']}: {row['note']}"
+        for row in rows
+        if row.get("note")
+    ]
 
 
 def markdown(

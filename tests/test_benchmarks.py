@@ -385,15 +385,19 @@ def test_every_row_says_where_it_comes_from() -> None:
     assert set(found) <= set(recording.FIELDS)
 
 
-def test_what_counts_as_measured_already(tmp_path: Path) -> None:
+def test_what_counts_as_measured_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "commit", lambda: "abc1234")
     path = tmp_path / "layer-cpu.csv"
     old = "2020-01-01T00:00:00+00:00"
     recording.merge(path, "same commit", [row("same commit", time=old)])
     recording.merge(path, "another", [row("another", commit="0000000")])
     recording.merge(path, "old", [row("old", commit="0000000", time=old)])
     recording.merge(path, "threads", [row("threads", threads=99)])
+    recording.merge(path, "changed", [row("changed", commit="abc1234+", time=old)])
     assert recording.fresh(path, "cpu", hours=0) == {"same commit"}
     assert recording.fresh(path, "cpu", hours=1) == {"same commit", "another"}
+    monkeypatch.setattr(recording, "commit", lambda: "abc1234+")
+    assert recording.fresh(path, "cpu", hours=0) == set()
 
 
 # ---- the command
@@ -421,7 +425,7 @@ def run(monkeypatch: pytest.MonkeyPatch, counted: Counted, *arguments: str) -> i
 def test_a_run_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = ("--records", str(tmp_path))
+    here = ("--records", str(tmp_path), "--keep", "1")
     counted = Counted()
     clock = iter([0.0, 0.0, 1.0, 2.0, 99.0, 99.0])
     with monkeypatch.context() as patch:

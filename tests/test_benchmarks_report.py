@@ -126,7 +126,11 @@ def test_bfloat16_is_compared_with_float32() -> None:
 
 
 def test_the_page_says_in_words_what_is_missed() -> None:
-    page = report.page([*model_rows(), *model_rows("epsilon_alpha2_beta1"), *curve(1.3, 1.0)])
+    job = row(level="stream", workload="cnn", method="lrp", library="relprop job", size="9 images",
+              note="read 5% explain 90% write 4%")  # fmt: skip
+    rows = [*model_rows(), *model_rows("epsilon_alpha2_beta1"), *curve(1.3, 1.0), job]
+    page = report.page(rows)
+    assert "- cnn, lrp, relprop job, 9 images: read 5% explain 90% write 4%" in page
     assert "| VGG-16, ε-plus: time over the gradient's | ≤ 1.35 | 1.25, met |" in page
     assert "| VGG-16, LRP-ε: time over the gradient's | ≤ 1.05 | not measured |" in page
     assert "2030-01-02, a processor, 2 cores, 2 threads; torch 2; commit abc1234" in page

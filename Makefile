@@ -58,11 +58,11 @@ format: $(STAMP)
 
 # make bench BASE=v0.1   this checkout against another version
 bench: $(STAMP)
-	$(PY) -m benchmarks $(if $(BASE),--base $(BASE))
+	$(PY) -m benchmarks --budget 540 $(if $(BASE),--base $(BASE))
 
 # Goes on where it was stopped; figures and tables are made from the records alone.
 bench-full: $(STAMP)
-	$(PY) -m benchmarks --suite full --record --keep 12
+	$(PY) -m benchmarks --suite full --record --keep 12 --budget 5000
 	$(MAKE) bench-report
 
 bench-report: $(STAMP)

@@ -102,7 +102,8 @@ def choose_form(steps: Steps) -> Form:
 def form_for(steps: Steps, limit: Limits, cuda: bool) -> Form:
     """The form for some steps within the limits of a target (README.md has the reasons)."""
     block = steps.block
-    warps = 4 if block <= 64 else 8
+    split = steps.precision == "tf32x3" and steps.weights > 1
+    warps = 4 if block <= 64 and not split else 8
     if steps.hidden <= LOOP_UNITS and not steps.exact and steps.held_bytes() <= limit.shared:
         return Form("held", LOOP_ROWS, block, LOOP_ROWS, warps, 2)
     if cuda and block <= _streamed_units(steps):

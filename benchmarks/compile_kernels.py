@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.compile_recurrent import cases as recurrent_cases
 from relprop import rules
@@ -280,13 +281,13 @@ def others() -> list[tuple[str, Callable[[], object]]]:
     conv = Conv((1, 1), ((1, 1), (1, 1)), (1, 1))
     w = torch.empty((64, 64, 3, 3), device="meta")
 
-    def stack(rule: rules.LinearRule, layer: LinearMap, x: torch.Tensor, w: torch.Tensor) -> Any:
+    def stack(rule: rules.LinearRule, layer: LinearMap, x: Tensor, w: Tensor, how: str) -> Any:
         """Two layers, the input of the upper one the float32 output of the lower."""
         b = torch.empty(len(w), device="meta", dtype=w.dtype)
-        options: dict[str, Any] = {"nonnegative": True, "activation": "relu", "rectified": True}
-        below = kernels.contraction(layer, rule, x, w, b, **options)
+        options: dict[str, Any] = {"nonnegative": True, "precision": how}
+        below = kernels.contraction(layer, rule, x, w, b, activation="relu", **options)
         assert below.y is not None
-        above = kernels.contraction(layer, rule, below.y, w, b, nonnegative=True)
+        above = kernels.contraction(layer, rule, below.y, w, b, **options)
         assert above.y is not None
         return (
             below,
@@ -295,15 +296,14 @@ def others() -> list[tuple[str, Callable[[], object]]]:
         )
 
     def fused(rule: rules.LinearRule) -> None:
-        """Adjoints, of layers, pooling and sums, that take the quotient of the layer below."""
-        for layer, shape, v in [(Dense(), (12608, 768), (768, 768)), (conv, a.shape, w.shape)]:
-            x = torch.empty(shape, device="meta", dtype=torch.bfloat16)
-            if len(shape) == 4:
-                x = x.to(memory_format=torch.channels_last)
-            weight = torch.empty(v, device="meta", dtype=torch.bfloat16)
-            below, above, s = stack(rule, layer, x, weight)
-            lower = kernels.below(below, x.shape)
-            kernels.adjoint(above, s, lower=lower)
+        """Adjoints of layers, pooling and sums that take the quotient of the layer below."""
+        wide = torch.empty((12608, 768), device="meta"), torch.empty((768, 768), device="meta")
+        images = a, w.to(memory_format=torch.channels_last)
+        for how in ("highest", "high", "medium"):
+            for layer, (x, v) in ((Dense(), wide), (conv, images)):
+                below, above, s = stack(rule, layer, x, v, how)
+                lower = kernels.below(below, x.shape)
+                kernels.adjoint(above, s, lower=lower, precision=how)
         kernels.max_pool_relevance(small, won, a.shape, two, two, no, one, lower=lower)
         kernels.average_pool_relevance(small, small[0], a, 1e-6, two, two, no, lower=lower)
         kernels.residual_split(a, a, r, 1e-6, lower=(lower, lower))

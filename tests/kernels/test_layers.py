@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -244,7 +245,7 @@ def check(
         difference = (relevance[target].double() - expected).abs()
         assert (difference <= within)[bounded].all(), (difference / within)[bounded].max()
         assert relevance[target].isfinite().all()
-        if rule.epsilon > 1e-4 and a.numel():
+        if rule.epsilon > 1e-4 and a.numel() > 1:
             assert bounded.double().mean() > 0.5
 
 
@@ -434,6 +435,109 @@ def test_box_bounds_broadcast(bounds: str, layout: str) -> None:
     tokens = {"scalars": (), "channels": (17,), "pixels": (3, 17)}[bounds]
     low, high = -1 - torch.rand(tokens), 1 + torch.rand(tokens)
     check(LAYERS[2], ZBox(low, high, epsilon=1e-3), layout)
+
+
+@pytest.mark.parametrize(
+    ("rule", "layout"),
+    [
+        (Epsilon(1e-2), "contiguous"),
+        (ZPlus(), "channels last"),
+        (AlphaBeta(2, 1), "sliced"),
+        (AlphaBeta(2, 1), "channels last"),
+        (Gamma(), "contiguous"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        LAYERS[0],
+        LAYERS[2],
+        Layer("conv2d strided", Conv((2, 3), pads(1, 0), (1, 1)), (2, 3, 9, 7), (5, 3, 3, 2)),
+        Layer("conv2d uneven", Conv((2, 1), ((1, 2), (0, 1)), (1, 1)), (2, 3, 6, 5), (2, 3, 3, 3)),
+    ],
+    ids=name,
+)
+def test_library_product_with_a_pointwise_kernel(
+    layer: Layer, rule: LinearRule, layout: str, launches: Counter[str]
+) -> None:
+    check(layer, rule, layout, nonnegative=True, tile="library")
+    launches.pop("modified_weights", None)
+    assert launches == {"product_contraction": 1, "quotient": 1, "product_adjoint": 1}
+
+
+@pytest.mark.parametrize("upper", [Epsilon(1e-2), AlphaBeta(2, 1)], ids=name)
+@pytest.mark.parametrize("lower", [Epsilon(1e-2), AlphaBeta(2, 1, conserve=True)], ids=name)
+def test_library_adjoint_takes_the_quotient_of_the_layer_below(
+    lower: LinearRule, upper: LinearRule
+) -> None:
+    conv = Conv((1, 1), pads(1, 1), (1, 1))
+    for layer, shape, w in [(Dense(), (3, 7), (7, 7)), (conv, (2, 4, 5, 3), (4, 4, 3, 3))]:
+        weight, b = torch.randn(w), torch.randn(w[0])
+        below = kernels.contraction(
+            layer, lower, torch.randn(shape), weight, b, activation="relu", rectified=True
+        )
+        assert below.y is not None
+        above = kernels.contraction(layer, upper, below.y, weight, None, nonnegative=True)
+        assert above.y is not None
+        s = kernels.quotient(above, torch.randn(2, *above.y.shape))
+        under = kernels.below(below, above.a.shape)
+        fused = kernels.adjoint(above, s, lower=under)
+        found = kernels.adjoint(above, s, lower=under, tile="library")
+        torch.testing.assert_close(found, fused, rtol=1e-4, atol=1e-4 * fused.abs().max().item())
+
+
+GEOMETRIES: dict[str, tuple[LinearMap, tuple[int, ...], tuple[int, ...]]] = {
+    # a layer kind with the axes of its input after the batch, and of its weight
+    "dense": (Dense(), (13,), (11, 13)),
+    "conv1d": (Conv((2,), pads(1), (1,)), (5, 11), (3, 5, 3)),
+    "conv2d": (Conv((1, 1), pads(1, 1), (1, 1)), (3, 7, 5), (5, 3, 3, 3)),
+    "conv3d": (Conv((1, 2, 1), pads(1, 1, 0), (1, 1, 1)), (3, 3, 5, 3), (2, 3, 3, 3, 1)),
+    "transposed": (Conv((2, 1), pads(1, 0), (1, 1), 1, True), (3, 3, 5), (3, 2, 3, 2)),
+    "grouped": (Conv((1, 1), pads(1, 1), (1, 1), 3), (9, 5, 3), (6, 3, 3, 3)),
+    "depthwise": (Conv((2, 1), pads(1, 1), (1, 1), 5), (5, 7, 3), (5, 1, 3, 3)),
+}
+SIZES = ["one", "prime", "empty"]
+WIDE = [
+    (kind, size, rule)
+    for kind in GEOMETRIES
+    for size in SIZES
+    for rule in RULES
+    if not isinstance(rule, Joint) or (size == "prime" and kind != "depthwise")
+]
+COVERING = range(0, len(WIDE), 11)
+"""'make test' takes every eleventh: all kinds, sizes, layouts and types, and most rules."""
+
+
+def sized(kind: str, size: str) -> Layer:
+    """A layer of the kind: one of everything, prime numbers, or no sample."""
+    linear_map, sample, w = GEOMETRIES[kind]
+    if size == "prime":
+        return Layer(f"{kind} prime", linear_map, (3, *sample), w)
+    if size == "empty":
+        return Layer(f"{kind} empty", linear_map, (0, *sample), w)
+    if isinstance(linear_map, Conv):  # a single group, a single tap that sees the single position
+        axes = linear_map.spatial
+        unit = Conv((1,) * axes, pads(*(0,) * axes), (1,) * axes, 1, linear_map.transposed)
+        return Layer(f"{kind} one", unit, (1,) * len((0, *sample)), (1,) * len(w))
+    return Layer(f"{kind} one", linear_map, (1, 1), (1, 1))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(i, marks=() if i in COVERING else pytest.mark.slow, id=f"{k}-{s}-{r}")
+        for i, (k, s, r) in enumerate(WIDE)
+    ],
+)
+def test_every_rule_kind_and_size(index: int) -> None:
+    kind, size, rule = WIDE[index]
+    dtype = (torch.float32, torch.bfloat16, torch.float16)[index % 3]
+    layout = LAYOUTS[(index // 3) % len(LAYOUTS)]
+    check(
+        sized(kind, size), rule, layout, nonnegative=index % 2 == 0, dtype=dtype,
+        targets=1 + index % 3, bias=index % 5 > 0,
+    )  # fmt: skip
 
 
 MUTANTS = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from relprop import backends
+from relprop import backends, operators
 from relprop.backends.checks import check_rule, check_tensors, conv_map, conv_output
 from relprop.errors import InputError
 from relprop.maps import Dense, LinearMap
@@ -40,7 +40,7 @@ def linear_relevance(
         bias: `[out]`, or None.
         relevance: of the output, `[..., out]`, in the unit of what is explained.
         rule: a linear rule, or `Pass` where input and output match in shape.
-        backend: "aten" or "reference".
+        backend: "aten", "reference" or "triton".
 
     Returns:
         Shaped like `x`, detached; float64 if an operand is float64, else float32.
@@ -89,7 +89,7 @@ def conv_relevance(
         stride, dilation, groups, transposed, output_padding: as in `torch.nn.functional.conv2d`
             and `conv_transpose2d`.
         padding: likewise; also "valid", or "same" for a stride of 1.
-        backend: "aten" or "reference".
+        backend: "aten", "reference" or "triton".
 
     Returns:
         Shaped like `x`, detached; float64 if an operand is float64, else float32.
@@ -126,13 +126,28 @@ def _evaluate(
     features = expected[linear_map.feature_axis]
     if bias is not None and tuple(bias.shape) != (features,):
         raise InputError(f"{where}: bias is {list(bias.shape)}; expected [{features}]")
-    operands = (x, weight) if bias is None else (x, weight, bias)
-    wide = any(operand.dtype is torch.float64 for operand in operands)
-    dtype = torch.float64 if wide else torch.float32
     if isinstance(rule, Pass):
+        dtype = operators.result_type(x, weight, bias)
         return _passed(where, x, relevance).to(dtype, copy=True)
     check_rule(where, rule, linear_map, x.shape)
     assert isinstance(rule, LinearRule)
+    if torch.compiler.is_compiling():
+        return operators.layer_relevance(linear_map, x, weight, bias, relevance, rule, backend)
+    return layer_relevance(where, linear_map, x, weight, bias, relevance, rule, backend)
+
+
+def layer_relevance(
+    where: str,
+    linear_map: LinearMap,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    relevance: Tensor,
+    rule: LinearRule,
+    backend: str,
+) -> Tensor:
+    """The relevance of a layer's input, from operands that fit each other."""
+    dtype = operators.result_type(x, weight, bias)
     engine = backends.get(backend)
     call = backends.LinearCall(linear_map, rule, path=where)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):

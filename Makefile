@@ -7,13 +7,14 @@ PIP_FLAGS ?=
 PY ?= .venv/bin/python
 STAMP ?= .venv/.installed
 
-.PHONY: help demo test mutants slow lint format bench bench-full bench-report figures train gpu kernels package clean
+.PHONY: help demo test mutants peers slow lint format bench bench-full bench-report figures train gpu kernels package clean
 
 help:
 	@echo "make demo     explain real MNIST and Fashion-MNIST images with every method (out/demo)"
 	@echo "make test     the test suite, without the long tests"
 	@echo "make slow     the long tests: every family of networks"
 	@echo "make mutants  faults put into the sources: each must fail a test"
+	@echo "make peers    Zennit's own tests, from its source package, on relprop's hooks"
 	@echo "make lint     formatting, ruff, mypy on an installed copy"
 	@echo "make format   rewrite the sources as 'make lint' wants them"
 	@echo "make bench    CPU benchmarks, side by side with peers; BASE=<git revision>: with a version"
@@ -46,6 +47,9 @@ slow: $(STAMP)
 
 mutants: $(STAMP)
 	$(PY) .ci/mutants.py
+
+peers: $(STAMP)
+	$(PY) .ci/peers.py
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .

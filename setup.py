@@ -53,7 +53,7 @@ setup(
         "triton": ["triton>=3.6; platform_system == 'Linux'"],
         "figures": FIGURES,
         "captum": ["captum>=0.9"],
-        "zennit": ["zennit>=0.5.1"],
+        "zennit": ["zennit>=0.5.1,<0.6"],
         "quantus": ["quantus"],
         "ray": ["ray[data]"],
         "parquet": ["pyarrow"],

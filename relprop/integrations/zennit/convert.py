@@ -59,7 +59,9 @@ def usual_modules() -> list[nn.Module]:
 
 
 def _typical(kind: str) -> nn.Module:
-    return _KINDS[kind](1, 1) if kind == "linear" else _KINDS[kind](1, 1, 1)
+    """A layer to ask about: without values, so that no random numbers are drawn."""
+    sizes = (1, 1) if kind == "linear" else (1, 1, 1)
+    return _KINDS[kind](*sizes, device="meta")
 
 
 class _Conversion:

@@ -1,0 +1,244 @@
+"""Zennit 0.5.1's own tests, from its source package, on relprop's hooks and attributors.
+
+    python .ci/peers.py                the whole of three test files, in processes of minutes
+    python .ci/peers.py --slice 500    at least so many cases, drawn at random
+
+Nothing of Zennit's is kept in the repository: the package comes from the package index at run
+time and is checked against its digest.  Exit status 0: all passed but what `KNOWN` explains; 1: a
+case failed; 77: skipped, because the source package or Zennit itself is not to be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSION = "0.5.1"
+ARCHIVE = f"zennit-{VERSION}.tar.gz"
+DIGEST = "ce4889ad8c09fee87d5eca426ea5607ef27f43340a7d2963559d559f5f4d3fd3"
+SKIPPED = 77
+LIMIT = 175  # seconds a process
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Cases that run under one setting.
+
+    Attributes:
+        name: for the table.
+        file: the test file.
+        cases: how many there are, those marked "extended" apart.
+        parts: processes that share them.
+        share: of the cases of a slice.
+        only: names of tests to keep, as for pytest's -k.
+        one_by_one: one iteration a call.
+    """
+
+    name: str
+    file: str
+    cases: int
+    parts: int
+    share: float
+    only: str = ""
+    one_by_one: bool = False
+
+
+_BATCHED = "test_smooth_grad_distribution or test_integrated_gradients_path"
+
+SUITES = (
+    Suite("rules", "test_rules.py", 4127, 6, 0.5),
+    Suite("composites", "test_composites.py", 612, 6, 0.1),
+    Suite("attribution", "test_attribution.py", 15218, 20, 0.4),
+    Suite("attribution, one by one", "test_attribution.py", 40, 1, 0.0, _BATCHED, True),
+)
+
+KNOWN = {
+    "test_smooth_grad_distribution": (
+        "counts the calls of the model, one an iteration; relprop's SmoothGrad puts all "
+        "iterations into one call (it passes with iterations_per_call=1: 'one by one')"
+    ),
+    "test_integrated_gradients_path": (
+        "counts the calls of the model, one an iteration; relprop's IntegratedGradients puts all "
+        "iterations into one call (it passes with iterations_per_call=1: 'one by one')"
+    ),
+}
+"""Tests of the suites without `one_by_one` that fail, and why."""
+
+
+@dataclass
+class Outcome:
+    """What became of a suite's cases."""
+
+    passed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+class Unavailable(Exception):
+    """What the tests need is not to be had."""
+
+
+def source(folder: Path, given: Path | None) -> Path:
+    """Zennit's source package.
+
+    Raises:
+        Unavailable: it could not be downloaded, or is not the one that was published.
+    """
+    archive = given or folder / ARCHIVE
+    if not archive.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--no-binary", "zennit", "--dest", str(folder), f"zennit=={VERSION}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode or not archive.exists():
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
+            raise Unavailable(f"{ARCHIVE} could not be had from the package index: {lines[-1]}")
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != DIGEST:
+        raise Unavailable(f"{archive.name} is not the published one: its sha256 is another")
+    return archive
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """The package's tests, in a folder."""
+    with tarfile.open(archive) as tar:
+        inside = f"zennit-{VERSION}/tests/"
+        members = [member for member in tar if member.name.startswith(inside)]
+        tar.extractall(folder, members=members, filter="data")
+    return folder / inside
+
+
+def run(suite: Suite, tests: Path, selection: dict[str, str], outcome: Outcome) -> None:
+    """One process; its results are added to `outcome`."""
+    report = tests / "report.json"
+    report.unlink(missing_ok=True)
+    paths = [str(ROOT / ".ci"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ, **selection, "PEERS_REPORT": str(report), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }  # fmt: skip
+    if suite.one_by_one:
+        environment["PEERS_ONE_BY_ONE"] = "1"
+    command = [sys.executable, "-m", "pytest", "-p", "peers_plugin", "-p", "no:cacheprovider"]
+    command += ["-q", "--no-header", "--tb=short", "-m", "not extended", suite.file]
+    command += ["-W", "ignore", "-k", suite.only] if suite.only else ["-W", "ignore"]
+    start = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, cwd=tests, env=environment, capture_output=True, text=True, timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        outcome.problems.append(f"{suite.name} {selection}: longer than {LIMIT} s")
+        return
+    finally:
+        outcome.seconds += time.monotonic() - start
+    if not report.exists():
+        outcome.problems.append(
+            f"{suite.name} {selection}: {done.stdout[-800:]}{done.stderr[-800:]}"
+        )
+        return
+    found = json.loads(report.read_text(encoding="utf-8"))
+    outcome.passed += [case for case, _ in found["passed"]]
+    outcome.failed.update(dict(found["failed"]))
+    outcome.skipped += [case for case, _ in found["skipped"]]
+
+
+def unexplained(suite: Suite, outcome: Outcome) -> list[str]:
+    """Failures that `KNOWN` does not explain."""
+    known = {} if suite.one_by_one else KNOWN
+    return [case for case in outcome.failed if _test(case) not in known]
+
+
+def _test(case: str) -> str:
+    return case.rpartition("::")[2].partition("[")[0]
+
+
+def check(
+    suites: tuple[Suite, ...], folder: Path, size: int, seed: int, only: int
+) -> dict[str, Outcome]:
+    """Run the suites, whole, or a slice of `size` cases, or the `only` part of them."""
+    outcomes = {}
+    for suite in suites:
+        outcome = outcomes[suite.name] = Outcome()
+        if size and not suite.share:
+            continue
+        if size:
+            count = -int(-size * suite.share // 1)
+            run(suite, folder, {"PEERS_SAMPLE": f"{count}/{seed}"}, outcome)
+        else:
+            for part in [only - 1] if only else range(suite.parts):
+                run(suite, folder, {"PEERS_PART": f"{part}/{suite.parts}"}, outcome)
+                print(f"{suite.name}: part {part + 1} of {suite.parts}", flush=True)
+        count = len(outcome.passed) + len(outcome.failed) + len(outcome.skipped)
+        if not size and not only and count != suite.cases:
+            outcome.problems.append(f"{suite.name}: {count} cases ran; expected {suite.cases}")
+    return outcomes
+
+
+def tell(suites: tuple[Suite, ...], outcomes: dict[str, Outcome]) -> bool:
+    """Print the table; whether all is well."""
+    print(f"\n{'suite':25}{'cases':>7}{'passed':>8}{'failed':>8}{'explained':>11}{'seconds':>9}")
+    well = True
+    reasons: dict[str, int] = {}
+    for suite in suites:
+        outcome = outcomes[suite.name]
+        open_failures = unexplained(suite, outcome)
+        count = len(outcome.passed) + len(outcome.failed) + len(outcome.skipped)
+        explained = len(outcome.failed) - len(open_failures)
+        print(
+            f"{suite.name:25}{count:7}{len(outcome.passed):8}{len(outcome.failed):8}"
+            f"{explained:11}{outcome.seconds:9.0f}"
+        )
+        for case in outcome.failed:
+            if case not in open_failures:
+                reasons[_test(case)] = reasons.get(_test(case), 0) + 1
+        for text in (*outcome.problems, *(f"{c}\n{outcome.failed[c]}" for c in open_failures[:20])):
+            print(f"  NOT EXPLAINED: {text}")
+        well = well and not open_failures and not outcome.problems and not outcome.skipped
+    for test, count in reasons.items():
+        print(f"  {test}, {count} cases: {KNOWN[test]}")
+    return well
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(description="Zennit's own tests on relprop")
+    parser.add_argument("--slice", type=int, default=0, metavar="N", help="N cases at random")
+    parser.add_argument("--seed", type=int, default=20240501, help="of the slice")
+    parser.add_argument("--source", type=Path, help=f"{ARCHIVE}, instead of downloading it")
+    parser.add_argument("--part", type=int, default=0, help="only that part of a suite")
+    parser.add_argument("--only", default="", help="suites whose names begin so")
+    options = parser.parse_args()
+    try:
+        for package in ("zennit", "torchvision"):
+            importlib.metadata.version(package)
+        if importlib.metadata.version("zennit") != VERSION:
+            raise Unavailable(f"the tests are for Zennit {VERSION}, another is installed")
+        archive = source(ROOT / "out" / "peers", options.source)
+    except importlib.metadata.PackageNotFoundError as error:
+        print(f"skipped: the package {error.name} is not installed")
+        return SKIPPED
+    except Unavailable as error:
+        print(f"skipped: {error}")
+        return SKIPPED
+    suites = tuple(suite for suite in SUITES if suite.name.startswith(options.only))
+    with tempfile.TemporaryDirectory() as folder:
+        tests = unpack(archive, Path(folder))
+        outcomes = check(suites, tests, options.slice, options.seed, options.part)
+    return 0 if tell(suites, outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -55,7 +55,8 @@ class Family:
 def randomised(family: Family, plain: bool = False) -> nn.Module:
     """The family's network in eval mode, with random weights and random positive running variances.
 
-    The variances are the network's own times random factors, so that no signal dies on its way.
+    The variances are those of the network times random factors whose inverses have mean one, so
+    that no signal dies or grows on its way through a hundred layers.
 
     Args:
         family: what to build.
@@ -71,7 +72,7 @@ def randomised(family: Family, plain: bool = False) -> nn.Module:
         _settle(model, family)
         for name, buffer in model.named_buffers():
             if name.endswith("running_var"):
-                buffer.mul_(torch.empty_like(buffer).uniform_(0.5, 1.5))
+                buffer.mul_(torch.empty_like(buffer).uniform_(0.8, 1.25))
             elif name.endswith("running_mean") and plain:
                 buffer.zero_()
     return model.requires_grad_(False)
@@ -82,7 +83,7 @@ def _randomise(name: str, parameter: nn.Parameter, plain: bool) -> None:
     if "bias" in name:
         parameter.zero_() if plain else parameter.normal_(0.0, 0.1)
     elif parameter.numel() > 1 and (parameter == parameter.flatten()[0]).all():
-        parameter.uniform_(0.5, 1.5)
+        parameter.uniform_(0.8, 1.25)
     elif parameter.ndim > 1:
         nn.init.kaiming_normal_(parameter, nonlinearity="relu")
 

@@ -31,7 +31,6 @@ __all__ = ["STAGES", "Outcome", "Stage", "main"]
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("vgg16", "resnet50")
-PRECISIONS = ("high", "medium", "highest")
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Stage:
         arguments: of the Python interpreter; `{record}` stands for the record's path without
             its suffix.
         tool: a program that it needs beside Python.
+        tunes: whether kernels are chosen by measuring; else the shipped tiles run.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Stage:
     what: str
     arguments: tuple[str, ...]
     tool: str = ""
+    tunes: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,20 @@ _PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 _KERNELS = "tests/kernels/"
 
 
-def _cnn(model: str, precision: str) -> Stage:
+def _cnn(model: str, precision: str, tunes: bool = False) -> Stage:
     arguments = ("-m", "benchmarks.cnn", "--device", "cuda", "--models", model, "--batch", "64")
     options = ("--precision", precision, "--triton", "--record", "{record}.csv")
     what = f"explanations per second of {model}, batch 64, 224 x 224, precision {precision!r}"
-    return Stage(f"{model}-{precision}", 510, what, (*arguments, *options))
+    name = f"{model}-{precision}" + "-tuned" * tunes
+    what += ", kernels chosen by measuring" * tunes
+    return Stage(name, 510, what, (*arguments, *options), tunes=tunes)
+
+
+def _layers(tunes: bool) -> Stage:
+    what = "each layer of both networks: share of the device's bound, against the library"
+    arguments = ("-m", "benchmarks.gpu_layers", "--record", "{record}.csv")
+    name = "layers" + "-tuned" * tunes
+    return Stage(name, 530, what + ", tuned" * tunes, arguments, tunes=tunes)
 
 
 STAGES = (
@@ -82,6 +92,12 @@ STAGES = (
         120,
         "device, versions, measured copy bandwidth and matrix rates",
         ("-m", "benchmarks.gpu_stages", "environment", "--record", "{record}.csv"),
+    ),
+    Stage(
+        "accuracy",
+        480,
+        "production sizes: error against float64 beside PyTorch's own, the same bits every run",
+        ("-m", "benchmarks.gpu_stages", "accuracy", "--record", "{record}.csv"),
     ),
     Stage(
         "smoke",
@@ -96,36 +112,25 @@ STAGES = (
             "not slow",
         ),
     ),
+    _cnn("vgg16", "medium"),
+    _cnn("resnet50", "medium"),
+    _layers(tunes=False),
     Stage(
         "engine",
         480,
         "whole networks on CUDA: equal to the CPU, Triton equal to ATen, run to run",
         (*_PYTEST, "tests/test_cuda.py"),
     ),
-    *(_cnn(model, precision) for precision in PRECISIONS for model in MODELS),
-    Stage(
-        "recurrent-tests",
-        480,
-        "recurrent layers on CUDA against float64, and replayed as a CUDA graph",
-        (*_PYTEST, "tests/test_recurrent_kernels.py"),
-    ),
-    Stage(
-        "recurrent",
-        530,
-        "LSTM relevance, batch 256, 128 steps, beside ATen and cuDNN's forward and backward",
-        ("-m", "benchmarks.recurrent_gpu", "--record", "{record}.csv"),
-    ),
+    _cnn("vgg16", "high"),
+    _layers(tunes=True),
+    _cnn("vgg16", "medium", tunes=True),
+    _cnn("resnet50", "medium", tunes=True),
+    _cnn("resnet50", "high"),
     Stage(
         "kernels",
         530,
         "the kernels' whole test matrix, shared among processes",
         ("-m", "benchmarks.gpu_stages", "kernels"),
-    ),
-    Stage(
-        "accuracy",
-        480,
-        "error against float64 beside PyTorch's own layers; the same bits from run to run",
-        ("-m", "benchmarks.gpu_stages", "accuracy", "--record", "{record}.csv"),
     ),
     Stage(
         "memcheck",
@@ -134,8 +139,9 @@ STAGES = (
         ("-m", "benchmarks.gpu_stages", "memcheck"),
         tool="compute-sanitizer",
     ),
+    *(_cnn(model, "highest") for model in MODELS),
 )
-"""Most valuable first."""
+"""Most valuable first: right at production sizes, the tables, then what tuning gives."""
 
 Runner = Callable[[Sequence[str], Mapping[str, str], Path, int], int | None]
 """Runs a command with an environment, output to a file, within seconds: its exit status, None if
@@ -205,6 +211,7 @@ def _run(
     commit: str,
     runner: Runner,
 ) -> Outcome:
+    environment = {**environment, "RELPROP_TUNE": "1" if stage.tunes else "0"}
     today = datetime.now(UTC).date().isoformat()
     if stage.tool and shutil.which(stage.tool) is None:
         return Outcome("skipped", 0.0, commit, today, f"{stage.tool} is not installed")
@@ -262,6 +269,7 @@ def _environment(folder: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "RELPROP_KERNEL_DEVICE": "cuda",
+        "RELPROP_CACHE_DIR": os.environ.get("RELPROP_CACHE_DIR", str(folder / "choices")),
     }
 
 

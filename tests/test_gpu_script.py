@@ -27,6 +27,7 @@ class Runner:
         self.answers = answers
         self.ran: list[str] = []
         self.commands: list[Sequence[str]] = []
+        self.tuned: list[str] = []
 
     def __call__(
         self, command: Sequence[str], environment: Mapping[str, str], log: Path, seconds: int
@@ -34,6 +35,7 @@ class Runner:
         self.ran.append(log.stem)
         self.commands.append(command)
         assert seconds == 5 and "TRITON_INTERPRET" not in environment
+        self.tuned.append(environment["RELPROP_TUNE"])
         return self.answers.get(log.stem, 0)
 
 
@@ -127,7 +129,12 @@ def test_without_cuda_one_sentence_and_status_2(
 
 
 def test_every_stage_stays_below_nine_minutes_and_runs_what_is_there() -> None:
-    assert [stage.name for stage in gpu.STAGES][:3] == ["environment", "smoke", "engine"]
+    names = [stage.name for stage in gpu.STAGES]
+    assert names[:4] == ["environment", "accuracy", "smoke", "vgg16-medium"]
+    assert len(set(names)) == len(names)
+    assert {stage.name for stage in gpu.STAGES if stage.tunes} == {
+        "layers-tuned", "vgg16-medium-tuned", "resnet50-medium-tuned"
+    }  # fmt: skip
     for stage in gpu.STAGES:
         assert 0 < stage.seconds < 540
         if stage.arguments[:2] == ("-m", "pytest"):
@@ -156,3 +163,29 @@ def test_accuracy_in_the_interpreter(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     rows = record.read_text().splitlines()
     assert len(rows) == 1 + 2 * 3 * 3 and all(row.endswith(",True") for row in rows[1:])
+
+
+def test_only_stages_that_say_so_choose_kernels_by_measuring(tmp_path: Path) -> None:
+    stages = [Stage("plain", 5, "", ("-c", "1")), Stage("tuned", 5, "", ("-c", "1"), tunes=True)]
+    runner = Runner()
+    assert run(tmp_path, runner, stages=stages) == 0 and runner.tuned == ["0", "1"]
+
+
+def test_layers_in_the_interpreter(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    record = tmp_path / "layers.csv"
+    command = ["-m", "benchmarks.gpu_layers", "--device", "cpu", "--batch", "2", "--rounds", "3"]
+    environment = gpu._environment(tmp_path) | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, "--record", str(record)],
+        cwd=gpu.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    head, *rows = (line.split(",") for line in record.read_text().splitlines())
+    assert len(rows) == 2 * 3 * 2
+    kernels = {(row[1], row[2]): row[head.index("kernels")] for row in rows[:6]}
+    assert kernels["alphabeta", "adjoint"] == "conv_adjoint"
+    assert kernels["epsilon", "contraction"] == "conv_contraction"

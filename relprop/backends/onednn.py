@@ -37,7 +37,7 @@ def _serves(conv: Conv, a: Tensor, w: Tensor, other: Tensor | None) -> bool:
             other is None or (other.dtype is a.dtype and other.is_contiguous(memory_format=layout))
         )
         and all(before == after for before, after in conv.padding)
-        and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        and bool(torch.backends.mkldnn.enabled)
         and _available()
     )
 

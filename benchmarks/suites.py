@@ -51,4 +51,4 @@ def find(name: str, device: str = "cpu") -> Cell:
 
 def record_of(level: str, device: str, folder: Path = RECORDS) -> Path:
     """Where the rows of a level are kept."""
-    return folder / f"{level}-{device}.csv"
+    return folder / f"suite-{level}-{device}.csv"

@@ -167,22 +167,23 @@ def test_a_known_sleep() -> None:
         timing = timings[str(seconds)]
         assert timing.median >= seconds and timing.rounds == 5
         # the machine may oversleep; the harness adds next to nothing to that
-        assert timing.median == pytest.approx(statistics.median(taken[1:]), abs=1e-3)
+        assert timing.median == pytest.approx(statistics.median(taken[1:]), abs=5e-3)
 
 
 def test_a_known_copy() -> None:
     source = np.ones(2**22)
     target = np.empty_like(source)
-    target[:] = source
+    copies: list[float] = []
 
-    def by_hand() -> float:
+    def copy() -> None:
         began = time.perf_counter()
         np.copyto(target, source)
-        return time.perf_counter() - began
+        copies.append(time.perf_counter() - began)
 
-    pairs = [(by_hand(), once(lambda: np.copyto(target, source))) for _ in range(9)]
-    hand, harness = (min(column) for column in zip(*pairs, strict=True))
-    assert harness == pytest.approx(hand, rel=0.3)
+    added = [once(copy) - copies[-1] for _ in range(9)]
+    # another process may come between the two clocks, but not nine times
+    assert min(added) >= 0 and min(added) < 5e-4 < min(copies)
+    assert (target == 1).all()
 
 
 def test_the_copy_bandwidth_is_that_of_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +364,7 @@ def row(cell: str, **columns: Any) -> dict[str, Any]:
 
 
 def test_a_record_holds_each_cell_once_and_other_machines_beside(tmp_path: Path) -> None:
-    path = tmp_path / "layer-cpu.csv"
+    path = tmp_path / "suite-layer-cpu.csv"
     recording.merge(path, "a", [row("a", median_s=0.123456789), row("a", library="zennit")])
     recording.merge(path, "b", [row("b")])
     recording.merge(path, "a", [row("a", threads=99, median_s=7.0)])
@@ -387,7 +388,7 @@ def test_every_row_says_where_it_comes_from() -> None:
 
 def test_what_counts_as_measured_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "commit", lambda: "abc1234")
-    path = tmp_path / "layer-cpu.csv"
+    path = tmp_path / "suite-layer-cpu.csv"
     old = "2020-01-01T00:00:00+00:00"
     recording.merge(path, "same commit", [row("same commit", time=old)])
     recording.merge(path, "another", [row("another", commit="0000000")])
@@ -437,7 +438,7 @@ def test_a_run_goes_on_where_it_stopped(
     assert run(monkeypatch, counted, *here) == 0 and counted.made == ["a", "b", "c"]
     assert run(monkeypatch, counted, *here, "--again", "--only", "nap/b") == 0
     assert counted.made == ["a", "b", "c", "b"]
-    assert len(recording.read([tmp_path / "layer-cpu.csv"])) == 3
+    assert len(recording.read([tmp_path / "suite-layer-cpu.csv"])) == 3
 
 
 def test_a_wrong_variant_of_ours_fails_the_run(
@@ -445,7 +446,9 @@ def test_a_wrong_variant_of_ours_fails_the_run(
 ) -> None:
     assert run(monkeypatch, Counted(fault="b"), "--records", str(tmp_path)) == 1
     assert "wrong by 1.00, allowed" in capsys.readouterr().out
-    wrong = [r for r in recording.read([tmp_path / "layer-cpu.csv"]) if r["status"] == "wrong"]
+    wrong = [
+        r for r in recording.read([tmp_path / "suite-layer-cpu.csv"]) if r["status"] == "wrong"
+    ]
     assert [r["cell"] for r in wrong] == ["nap/b"] and wrong[0]["median_s"] == ""
 
 

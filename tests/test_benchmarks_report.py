@@ -175,7 +175,7 @@ def script() -> ModuleType:
 def write(folder: Path, rows: list[dict[str, str]]) -> None:
     for level in {row["level"] for row in rows}:
         own = [row for row in rows if row["level"] == level]
-        recording.write_record(folder / f"{level}-cpu.csv", own)
+        recording.write_record(folder / f"suite-{level}-cpu.csv", own)
 
 
 def test_the_section_is_written_from_the_records_and_checked(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_the_section_is_written_from_the_records_and_checked(tmp_path: Path) -> 
     assert text.startswith("# a\n\n") and text.endswith("\n\nrest\n") and "old" not in text
     assert "| VGG-16 | ε-plus | 2.60 | 1.25 | 3.30 | – | – | – | 1.38 | 0.900 | 3.00 |" in text
     assert "2030-01-02" in text and "2 cores" in text and "`python -m benchmarks" in text
-    record = tmp_path / "model-cpu.csv"
+    record = tmp_path / "suite-model-cpu.csv"
     record.write_text(record.read_text().replace(",1.25,", ",1.5,"))
     assert tool.main([*options, "--check"]) == 1
 

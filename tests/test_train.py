@@ -326,3 +326,12 @@ def test_killed_and_started_again(tmp_path):
     sample = data.task("mnist", "sample")
     fitting.train(training, lambda split: sample)
     assert without_seconds(training.log) == without_seconds(entries)
+
+
+def test_several_at_a_time(tmp_path, capfd):
+    """Each pair in a process of its own; here both fail, for want of data."""
+    words = ("r_lstm", "all", "--restart", "--jobs", 2)
+    assert run(*words, "--data", tmp_path, "--out", tmp_path) == 1
+    lines = capfd.readouterr().err.splitlines()
+    starts = sorted(line.partition(" not found")[0] for line in lines)
+    assert starts == [f"relprop: {name}, split 'train':" for name in ("FashionMNIST", "MNIST")]

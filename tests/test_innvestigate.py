@@ -365,6 +365,8 @@ def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in sys.modules if n.startswith("relprop.integrations.captum")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "captum", None)
+    # an earlier import has left the sub-module there as an attribute
+    monkeypatch.delattr(relprop.integrations, "captum", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'relprop\[captum\]'"):
         _ = relprop.integrations.captum
     with pytest.raises(ModuleNotFoundError, match="nowhere"):

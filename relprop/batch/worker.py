@@ -23,7 +23,7 @@ from relprop.batch.preparing import Prepared
 from relprop.batch.rows import Failure
 from relprop.batch.spec import JobSpec
 from relprop.cli.files import printable
-from relprop.errors import FileFormatError, RelpropError
+from relprop.errors import FileFormatError, InputError, RelpropError
 
 __all__ = ["Report", "Tally", "Worker", "shard_order"]
 
@@ -162,8 +162,8 @@ class Worker:
                 self.tally.failed += result.failed
                 self._unwritten_in_a_row = 0
                 continue
-            if isinstance(result, VanishedError):
-                raise result
+            if isinstance(result, (VanishedError, InputError)):
+                raise result  # no other shard would fare better
             if not isinstance(result, RelpropError):
                 raise RelpropError(f"shard {shard}: {type(result).__name__}: {result}") from result
             self._broken.add(shard)

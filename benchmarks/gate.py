@@ -1,9 +1,9 @@
 """The correctness gate: what disagrees with float64 is reported as wrong, and not timed.
 
 How near float64 a narrower evaluation can come is a property of the question: dividing by a z close
-to 0 multiplies any rounding.  So the gate measures it.  The yardstick is how far the float64
-explanation itself moves when every weight is changed by at most one rounding of the precision at
-hand; a variant may be `ALLOWED` yardsticks away, and never more than half of the whole.
+to 0 multiplies any rounding.  So the gate measures it: a variant may be as far away as the float64
+explanation itself moves when every weight is changed by at most `ALLOWED` roundings of the
+precision at hand, and never more than half of the whole.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 __all__ = ["ALLOWED", "Gate", "distance", "perturbed", "roundoff"]
 
 ALLOWED = 32
-"""Yardsticks: roundings of activations and sums add to those of the weights."""
+"""Roundings: those of activations and sums add to those of the weights."""
 LEAST, MOST = 64, 0.5
 _ROUNDOFF = {"highest": 2.0**-24, "high": 2.0**-24, "medium": 2.0**-9}
 """Relative error of one rounding: float32; on CUDA "high" is TF32, see `roundoff`; bfloat16."""
@@ -34,7 +34,7 @@ def distance(found: Tensor, exact: Tensor) -> float:
     """Relative distance in the Euclidean norm; infinite if not finite or not of one shape."""
     if found.shape != exact.shape:
         return float("inf")
-    error = float((found.double().cpu() - exact.cpu()).norm() / exact.norm().cpu())
+    error = float((found.detach().double().cpu() - exact.cpu()).norm() / exact.norm().cpu())
     return error if error == error else float("inf")
 
 
@@ -68,8 +68,10 @@ class Gate:
         """How far a variant of that precision may be."""
         size = roundoff(precision, self.device)
         if size not in self._tolerances:
-            yardstick = distance(self.nearby(size), self.exact)
-            self._tolerances[size] = min(MOST, ALLOWED * yardstick + LEAST * size)
+            # the changes together, not one of them times their number: where ReLUs and poolings
+            # switch, an explanation answers in jumps
+            yardstick = distance(self.nearby(ALLOWED * size), self.exact)
+            self._tolerances[size] = min(MOST, yardstick + LEAST * size)
         return self._tolerances[size]
 
     @cached_property

@@ -1,8 +1,8 @@
 """The correctness gate: what disagrees with float64 is reported as wrong, and not timed.
 
 How near float64 a narrower evaluation can come is a property of the question: dividing by a z close
-to 0 multiplies any rounding.  So the gate measures it: a variant may be twice as far away as the
-float64 explanation itself moves when every weight is changed by at most `ALLOWED` roundings of the
+to 0 multiplies any rounding.  So the gate measures it: a variant may be as far away as the float64
+explanation itself moves when every weight is changed by at most `ALLOWED` roundings of the
 precision at hand, and never more than half of the whole.
 """
 
@@ -71,8 +71,7 @@ class Gate:
             # the changes together, not one of them times their number: where ReLUs and poolings
             # switch, an explanation answers in jumps
             yardstick = distance(self.nearby(ALLOWED * size), self.exact)
-            # twice: a change of the weights may find one jump where a variant finds another
-            self._tolerances[size] = min(MOST, 2 * yardstick + LEAST * size)
+            self._tolerances[size] = min(MOST, yardstick + LEAST * size)
         return self._tolerances[size]
 
     @cached_property

@@ -366,7 +366,7 @@ def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "captum", None)
     # an earlier import has left the sub-module there as an attribute
-    monkeypatch.delattr(relprop.integrations, "captum", raising=False)
+    monkeypatch.delitem(vars(relprop.integrations), "captum", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'relprop\[captum\]'"):
         _ = relprop.integrations.captum
     with pytest.raises(ModuleNotFoundError, match="nowhere"):

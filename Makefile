@@ -29,10 +29,12 @@ $(STAMP): setup.py constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt "setuptools>=77"
 	.venv/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[test,triton]"
-# The peers to compare with, without the torch builds that they would pull in.
-	.venv/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt click packaging tqdm
+# The peers to compare with, without the torch builds that they would pull in, and with the OpenCV
+# that needs no display.
+	.venv/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt click packaging tqdm \
+	    opencv-python-headless pandas scikit-image scikit-learn
 	.venv/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt --no-deps \
-	    captum torchvision zennit
+	    captum quantus torchvision zennit
 	touch $@
 
 demo: $(STAMP)

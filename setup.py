@@ -54,7 +54,7 @@ setup(
         "figures": FIGURES,
         "captum": ["captum>=0.9"],
         "zennit": ["zennit>=0.5.1,<0.6"],
-        "quantus": ["quantus"],
+        "quantus": ["quantus>=0.6"],
         "ray": ["ray[data]"],
         "parquet": ["pyarrow"],
         "test": TEST,

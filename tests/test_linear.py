@@ -14,6 +14,11 @@ from relprop.maps import Conv, Dense, LinearMap
 
 ATEN, NAIVE = get("aten"), get("reference")
 
+needs_bfloat16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="this CPU has no bfloat16 instructions (AVX-512 at least), so medium is float32 here",
+)
+
 
 class Geometry(NamedTuple):
     """A layer: its map, and the shapes of input, weight and output features."""
@@ -128,15 +133,23 @@ def _assert_near(found: Tensor, expected: Tensor, rtol: float = 1e-10) -> None:
 
 
 def _fits(rule: rules.Rule, geometry: Geometry) -> bool:
+    """Whether the layer has the input features that a joint rule takes for pixels."""
     features = geometry.a[geometry.map.feature_axis]
     return not isinstance(rule, rules.Joint) or rule.channels[1] <= features  # type: ignore[index]
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+
+
+def every_rule_on(*names: str) -> pytest.MarkDecorator:
+    """Each rule on each of the named layers that can take it."""
+    pairs = [(n, r) for n in names for r in RULES if _fits(RULES[r], GEOMETRIES[n])]
+    values = [(GEOMETRIES[n], RULES[r]) for n, r in pairs]
+    return pytest.mark.parametrize(("geometry", "rule"), values, ids=[f"{n}-{r}" for n, r in pairs])
+
+
+@every_rule_on(*GEOMETRIES)
 def test_aten_equals_reference(geometry: Geometry, rule: rules.LinearRule) -> None:
-    if not _fits(rule, geometry):
-        pytest.skip("the layer has too few input features for this joint rule")
     for nonnegative, biased, k in [(0, 1, 3), (1, 1, 1), (0, 0, 1), (1, 0, 2)]:
         case = _case(geometry, bool(nonnegative), bool(biased), k)
         call = LinearCall(geometry.map, rule, bool(nonnegative))
@@ -148,14 +161,10 @@ def test_aten_equals_reference(geometry: Geometry, rule: rules.LinearRule) -> No
         _assert_near(ATEN.relevance(call, saved, case.r), expected)
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-@pytest.mark.parametrize(
-    "name", ["dense", "conv2d asymmetric", "conv2d depthwise", "transposed2d gaps"]
-)
-def test_relevance_is_conserved_with_what_is_absorbed(name: str, rule: rules.LinearRule) -> None:
-    geometry = GEOMETRIES[name]
-    if not _fits(rule, geometry):
-        pytest.skip("the layer has too few input features for this joint rule")
+@every_rule_on("dense", "conv2d asymmetric", "conv2d depthwise", "transposed2d gaps")
+def test_relevance_is_conserved_with_what_is_absorbed(
+    geometry: Geometry, rule: rules.LinearRule
+) -> None:
     for nonnegative, biased in [(False, True), (True, False)]:
         a, w, b, r = _case(geometry, nonnegative, biased)
         a.flatten()[: a.numel() // 2] = 0
@@ -165,10 +174,8 @@ def test_relevance_is_conserved_with_what_is_absorbed(name: str, rule: rules.Lin
         assert abs(found.sum() + lost.sum() - r.sum()) <= 1e-10 * scale
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-@pytest.mark.parametrize("name", ["dense", "conv2d", "conv2d groups", "transposed2d"])
-def test_float32_stays_within_its_error_bound(name: str, rule: rules.LinearRule) -> None:
-    geometry = GEOMETRIES[name]
+@every_rule_on("dense", "conv2d", "conv2d groups", "transposed2d")
+def test_float32_stays_within_its_error_bound(geometry: Geometry, rule: rules.LinearRule) -> None:
     for nonnegative in (False, True):
         case = _case(geometry, nonnegative, biased=True)
         case = Case(*(t.float() for t in case if t is not None))
@@ -208,12 +215,8 @@ def _error_bound(linear_map: LinearMap, case: Case, rule: rules.LinearRule, unit
     return fan * unit * bound
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-@pytest.mark.parametrize("name", ["dense", "conv2d", "conv2d depthwise", "conv3d", "transposed2d"])
-def test_layout_and_mode_change_nothing(name: str, rule: rules.LinearRule) -> None:
-    geometry = GEOMETRIES[name]
-    if not _fits(rule, geometry):
-        pytest.skip("the layer has too few input features for this joint rule")
+@every_rule_on("dense", "conv2d", "conv2d depthwise", "conv3d", "transposed2d")
+def test_layout_and_mode_change_nothing(geometry: Geometry, rule: rules.LinearRule) -> None:
     case = _case(geometry, nonnegative=False, biased=True, k=2)
     call = LinearCall(geometry.map, rule)
     expected = _relevance(ATEN, call, case)
@@ -247,7 +250,7 @@ def _strided(r: Tensor) -> Tensor:
     return r.transpose(0, -1).contiguous().transpose(0, -1)
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+@every_rule
 def test_channels_last_stays_channels_last(rule: rules.LinearRule) -> None:
     geometry = GEOMETRIES["conv2d"]
     a, w, b, r = (_channels_last(t) if t is not None and t.ndim == 4 else t
@@ -259,10 +262,8 @@ def test_channels_last_stays_channels_last(rule: rules.LinearRule) -> None:
     assert found[0].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-@pytest.mark.parametrize("name", ["dense", "conv2d", "conv2d asymmetric", "transposed2d"])
-def test_empty_batch(name: str, rule: rules.LinearRule) -> None:
-    geometry = GEOMETRIES[name]
+@every_rule_on("dense", "conv2d", "conv2d asymmetric", "transposed2d")
+def test_empty_batch(geometry: Geometry, rule: rules.LinearRule) -> None:
     case = _case(geometry, nonnegative=False, biased=True, k=2)
     call = LinearCall(geometry.map, rule)
     z, saved = ATEN.forward(call, case.a[:0], case.w, case.b)
@@ -270,7 +271,7 @@ def test_empty_batch(name: str, rule: rules.LinearRule) -> None:
     assert ATEN.relevance(call, saved, case.r[:, :0]).shape == (2, 0, *case.a.shape[1:])
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+@every_rule
 @pytest.mark.parametrize("backend", [ATEN, NAIVE], ids=["aten", "reference"])
 def test_saved_tensors_survive_and_targets_are_independent(
     backend: Any, rule: rules.LinearRule
@@ -287,7 +288,7 @@ def test_saved_tensors_survive_and_targets_are_independent(
         _assert_near(backend.relevance(call, saved, case.r[k : k + 1])[0], first[k], 1e-12)
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+@every_rule
 def test_cache_serves_other_inputs_and_sizes(rule: rules.LinearRule) -> None:
     geometry, cache = GEOMETRIES["conv2d"], {}  # type: ignore[var-annotated]
     case = _case(geometry, nonnegative=False, biased=True)
@@ -299,7 +300,7 @@ def test_cache_serves_other_inputs_and_sizes(rule: rules.LinearRule) -> None:
         _assert_near(ATEN.relevance(call, saved, r), expected)
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+@every_rule
 @pytest.mark.parametrize("nonnegative", [False, True])
 def test_all_zero_input_is_finite(rule: rules.LinearRule, nonnegative: bool) -> None:
     for name in ("dense", "conv2d"):
@@ -363,9 +364,7 @@ def test_float16_does_not_overflow() -> None:
     torch.testing.assert_close(found, torch.tensor([[[1e8, -1e8]]]))
 
 
-@pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 instructions"
-)
+@needs_bfloat16
 @pytest.mark.parametrize(
     "rule", ["z+", "alpha2 beta1", "alpha3 beta2, conserving", "w^2", "flat", "box"]
 )
@@ -421,9 +420,7 @@ def test_reference_works_in_inference_mode_on_inference_tensors() -> None:
     assert found.shape == case.a.shape and not found.requires_grad
 
 
-@pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 instructions"
-)
+@needs_bfloat16
 @pytest.mark.parametrize(("rows", "exact"), [(3, True), (63, True), (64, False)])
 def test_medium_precision_leaves_products_of_few_rows_in_float32(rows: int, exact: bool) -> None:
     """Bringing the weight to bfloat16 would cost more than the product; a frozen one has it."""

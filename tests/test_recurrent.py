@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.testing import assert_close
 from relprop.errors import InputError
 from relprop.functional import gru_relevance, lstm_relevance, rnn_relevance
 from relprop.recurrent.fused import fused_scan
-from relprop.recurrent.layout import CELLED, Layout, directions_of
+from relprop.recurrent.layout import CELLED, Layout, directions_of, suits
 from relprop.recurrent.naive import naive_forward
 from relprop.recurrent.reduced import Inflow, reduced_relevance, scan_of
 from relprop.recurrent.tape import run
@@ -133,14 +134,17 @@ def test_epsilon_zero_at_zero_states_and_inputs(kind: str) -> None:
         assert torch.isfinite(part).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("gate", ["all", "abs", "half"])
-@pytest.mark.parametrize("rule", [None, AlphaBeta(2, 1)], ids=["epsilon", "ab"])
-def test_bias_factor_one_conserves(kind: str, gate: str, rule: LinearRule | None) -> None:
-    if kind == "gru" and (gate != "all" or rule is not None):
-        pytest.skip("not defined for a GRU")
+CONSERVING = [
+    (kind, rule)
+    for kind, gate, own in product(KINDS, ("all", "abs", "half"), (None, AlphaBeta(2, 1)))
+    if suits(rule := Recurrent(gate, 1e-3, 1, own), kind)
+]
+
+
+@pytest.mark.parametrize(("kind", "rule"), CONSERVING, ids=str)
+def test_bias_factor_one_conserves(kind: str, rule: Recurrent) -> None:
     case = Case(kind, num_layers=2, bidirectional=True)
-    parts = case.explain(Recurrent(gate, 1e-3, 1, rule))
+    parts = case.explain(rule)
     arrived = sum(part.sum() for part in parts)
     magnitude = sum(part.abs().sum() for part in parts)
     assert abs(arrived - sum(r.sum() for r in case.relevance)) < 1e-10 * magnitude

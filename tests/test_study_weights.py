@@ -85,6 +85,14 @@ def test_a_row_of_the_card() -> None:
     ]
 
 
+def test_what_was_chosen_in_sight_of_the_test_samples_is_remarked() -> None:
+    facts = study.describe("r_lstm_sd", "fashion_mnist_maj")
+    remark = " ".join(card.table([facts]).partition("\n\n")[2].split())
+    assert remark.startswith("R-LSTM-SD on `fashion_mnist_maj`: its number of epochs, 24, was")
+    assert facts["epochs_planned"] == 24 and "0.8990" in remark
+    assert "\n\n" not in card.table([{**facts, "commit": "of another training"}])
+
+
 def test_shipping(tmp_path, monkeypatch, capsys) -> None:
     trained, folder = tmp_path / "trained" / "lenet-mnist", tmp_path / "weights"
     trained.mkdir(parents=True)

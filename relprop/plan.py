@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from relprop.analysis import Facts, analyse, carrying_refs
@@ -268,11 +269,19 @@ class _Binder:
         call = LinearCall(
             map=step.node.attributes["map"],
             rule=rule,
-            nonnegative=step.inputs[0] in self.facts.nonnegative,
+            nonnegative=self._nonnegative(step, rule),
             precision=self.precision,
             path=step.node.path,
         )
         return replace(step, rule=rule, options={"call": call})
+
+    def _nonnegative(self, step: Step, rule: LinearRule) -> bool:
+        """Whether the input is known to be >= 0; under Joint, the state in it."""
+        known, source = self.facts.nonnegative, self.graph.nodes.get(step.inputs[0])
+        if isinstance(rule, Joint) and source is not None and source.op in ("cat", "concat"):
+            spans = self._spans(source, step.node.attributes["map"].feature_axis)
+            return all(name in known for name, span in spans if span != rule.channels)
+        return step.inputs[0] in known
 
     def _joint(self, step: Step, rule: Joint) -> Rule:
         source = self.graph.nodes.get(step.inputs[0])
@@ -283,12 +292,7 @@ class _Binder:
                 "pixels and state; give it another rule, or Joint(channels=(start, stop))"
             )
             return rule
-        parts = [part.name for part in source.args[0]]
-        start, spans = 0, []
-        for name, size in zip(parts, self._sizes(parts, axis, source), strict=True):
-            if name in self.facts.fresh:
-                spans.append((start, start + size))
-            start += size
+        spans = [span for name, span in self._spans(source, axis) if name in self.facts.fresh]
         if len(spans) != 1:
             self.problems.append(
                 f"{_where(step.node)}: Joint needs one concatenated part that comes from an "
@@ -296,6 +300,12 @@ class _Binder:
             )
             return rule
         return replace_channels(rule, spans[0])
+
+    def _spans(self, joined: Node, axis: int) -> list[tuple[str, tuple[int, int]]]:
+        """Concatenated parts, each with where it starts and stops."""
+        parts = [part.name for part in joined.args[0]]
+        stops = list(accumulate(self._sizes(parts, axis, joined)))
+        return list(zip(parts, zip([0, *stops], stops, strict=False), strict=True))
 
     def _sizes(self, parts: list[str], axis: int, joined: Node) -> list[int]:
         """Sizes of concatenated parts; a model's input, of unknown shape, is what is left."""

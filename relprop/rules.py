@@ -375,6 +375,13 @@ class Joint(LinearRule):
         _set(self, epsilon=epsilon, zero_params=zero_params)
         self.__post_init__()
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """`channels`, which a plan has filled in."""
+        if self.channels is None:
+            raise ValueError("Joint: channels is None; expected (start, stop)")
+        return self.channels
+
     def terms(self) -> tuple[Group, ...]:
         plus, minus = Modifier("positive", part="state"), Modifier("negative", part="state")
         agreeing = (Term(plus, POSITIVE), Term(minus, NEGATIVE))

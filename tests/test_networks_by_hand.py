@@ -388,6 +388,25 @@ def test_joint_rule_on_pixels_and_state() -> None:
     close(found, r_x + joint(zero, r_first)[0])
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_joint_state_that_is_an_input_may_have_both_signs(signed: bool) -> None:
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(5, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, state: Tensor) -> Tensor:
+            return self.head(self.layer(torch.cat([x, state], 1)).relu())
+
+    model, x, state = Step().double().eval(), torch.rand(3, 3).double(), torch.rand(3, 2).double()
+    state = state - 0.5 if signed else state
+    rule = rules.Joint(rules.ZBox(0, 1), rules.AlphaBeta(2, 1), channels=(0, 3))
+    composite = relprop.composites.Composite(rules=[("layer", rule)])
+    found = relprop.Explainer(model, composite)(x, state, target=1)
+    reference = relprop.Explainer(model, composite, backend="reference")(x, state, target=1)
+    assert_close(found, reference, rtol=1e-9, atol=1e-12)
+
+
 class Assigned(nn.Module):
     """Parts of a hidden value written in place."""
 

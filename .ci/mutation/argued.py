@@ -22,7 +22,7 @@ ARGUED: dict[str, str] = {
         "tells the backend that the rectified z has no negative sign, which saves a pass over "
         "memory; where z is 0 the relevance is 0, whatever the stabilizer's sign"
     ),
-    "relprop/backends/forms.py:Layer:flag: False → True": (
+    "relprop/backends/forms/layer.py:Layer:flag: False → True": (
         "the ATen backend, which alone makes layers, always gives the flag"
     ),
     "relprop/gates.py:_written_out:comparison: i < len(node.args) → i <= len(node.args)": (

@@ -1,6 +1,6 @@
 """Convolutions on a CPU with the pointwise work around them in the same pass over memory.
 
-oneDNN applies a sum, a product and a ReLU to a convolution's result before it is written; PyTorch
+oneDNN applies a product or a ReLU to a convolution's result before it is written; PyTorch
 reaches that through the operators its own compiler uses.  Where they do not apply, None.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from relprop.backends.pointwise import CHANNELS_LAST
 from relprop.maps import Conv
 
-__all__ = ["fused_adjoint", "fused_contraction", "turned", "turns"]
+__all__ = ["fused_adjoint", "rectified_contraction", "turned", "turns"]
 
 
 def _available() -> bool:
@@ -22,7 +22,7 @@ def _available() -> bool:
     return bool(torch.backends.mkldnn.is_available()) and hasattr(operator, "binary")
 
 
-def _serves(conv: Conv, a: Tensor, w: Tensor, other: Tensor | None) -> bool:
+def _serves(conv: Conv, a: Tensor, w: Tensor, other: Tensor | None = None) -> bool:
     """Whether the operators take these: images with channels innermost, one format, no gaps."""
     layout = CHANNELS_LAST.get(a.ndim)
     return (
@@ -42,18 +42,9 @@ def _serves(conv: Conv, a: Tensor, w: Tensor, other: Tensor | None) -> bool:
     )
 
 
-def fused_contraction(
-    conv: Conv,
-    a: Tensor,
-    w: Tensor,
-    b: Tensor | None,
-    add: Tensor | None,
-    rectify: bool,
-) -> Tensor | None:
-    """W a + b, plus `add`, then max(., 0) if asked; a new tensor, or None where not served."""
-    if (add is None and not rectify) or not _serves(conv, a, w, add):
-        return None
-    return _convolution(conv, a, w, b, add, "add", rectify)
+def rectified_contraction(conv: Conv, a: Tensor, w: Tensor, b: Tensor | None) -> Tensor | None:
+    """max(W a + b, 0); a new tensor, or None where not served."""
+    return _convolution(conv, a, w, b) if _serves(conv, a, w) else None
 
 
 def turns(conv: Conv, s: Tensor, taps: Sequence[int], times: Tensor) -> Conv | None:
@@ -86,7 +77,7 @@ def fused_adjoint(backwards: Conv, s: Tensor, w: Tensor, times: Tensor) -> Tenso
         w: the layer's weight as `turned` gives it.
         times: `[rows, *input shape]`.
     """
-    return _convolution(backwards, s, w, None, times, "mul", False)
+    return _convolution(backwards, s, w, None, times)
 
 
 def turned(conv: Conv, w: Tensor) -> Tensor:
@@ -97,20 +88,14 @@ def turned(conv: Conv, w: Tensor) -> Tensor:
 
 
 def _convolution(
-    conv: Conv,
-    a: Tensor,
-    w: Tensor,
-    b: Tensor | None,
-    other: Tensor | None,
-    operation: str,
-    rectify: bool,
+    conv: Conv, a: Tensor, w: Tensor, b: Tensor | None, times: Tensor | None = None
 ) -> Tensor:
+    """The convolution, rectified, or multiplied by `times`."""
     padding = [before for before, _ in conv.padding]
     geometry = (padding, list(conv.stride), list(conv.dilation), conv.groups)
-    unary = "relu" if rectify else None
     operator = torch.ops.mkldnn._convolution_pointwise
-    if other is None:
-        found: Tensor = operator(a, w, b, *geometry, unary or "none", [], "")
-        return found
-    found = operator.binary(a, other, w, b, *geometry, operation, None, unary, [], "")
+    if times is None:
+        found: Tensor = operator(a, w, b, *geometry, "relu", [], "")
+    else:
+        found = operator.binary(a, times, w, b, *geometry, "mul", None, None, [], "")
     return found

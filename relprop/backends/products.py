@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from relprop.backends.onednn import fused_adjoint, fused_contraction, turned, turns
+from relprop.backends.onednn import fused_adjoint, rectified_contraction, turned, turns
 from relprop.backends.pointwise import new_like
 from relprop.maps import Conv, Dense, LinearMap
 from relprop.rules import IDENTITY, NEGATIVE, POSITIVE, Modifier
@@ -102,6 +102,16 @@ class Products:
         w = torch.cat([self.w, -self.w], axis)
         return Products(self.map, w, self.precision, {})
 
+    def split(self, start: int, stop: int) -> tuple[Products, Products]:
+        """The products of the input features from `start` to `stop`, and those of the others."""
+        axis = 0 if isinstance(self.map, Conv) and self.map.transposed else 1
+        before, own, after = self.w.tensor_split([start, stop], axis)
+        others = torch.cat([before, after], axis)
+        first, second = (
+            Products(self.map, w.contiguous(), self.precision, {}) for w in (own, others)
+        )
+        return first, second
+
     @property
     def features(self) -> int:
         """Number of output features."""
@@ -146,24 +156,21 @@ class Products:
         a: Tensor,
         part: Modifier | _Stack,
         b: Tensor | None = None,
-        add: Tensor | None = None,
         rectify: bool = False,
     ) -> Tensor:
-        """A part of W times a, plus a bias over output features and `add`; a new tensor.
+        """A part of W times a, plus a bias over output features; a new tensor.
 
         With `rectify` the larger of that and 0.
         """
         a, weight = a.to(self.dtype), self.weight(part)
         exact = self.dtype is self.w.dtype
-        if exact and isinstance(self.map, Conv):
-            fused = fused_contraction(self.map, a, weight, b, add, rectify)
+        if exact and rectify and isinstance(self.map, Conv):
+            fused = rectified_contraction(self.map, a, weight, b)
             if fused is not None:
                 return fused
         z = self.map.contraction(a, weight, b if exact else None).to(self.w.dtype)
         if b is not None and not exact:
             z.add_(self.map.align(b))
-        if add is not None:
-            z.add_(add)
         return z.relu_() if rectify else z
 
     def pair(self, a: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from relprop import backends, gradients, methods, run
-from relprop.captured import KEPT, Call, captured, neutral_modes, unwrap
+from relprop.call import Call
+from relprop.captured import KEPT, captured
 from relprop.conservation import StepRecord
 from relprop.errors import InputError, PlanningError
 from relprop.explanation import Explanation
@@ -19,9 +20,11 @@ from relprop.gradients import GradientPlan
 from relprop.graph import Graph
 from relprop.grouping import explain_within_memory
 from relprop.lengths import explain_by_length
+from relprop.modes import neutral_modes
 from relprop.plan import Plan
 from relprop.selection import explained_inputs, explained_labels, layer_value, output_value
 from relprop.targets import Target, resolve_target, seed, squeeze_targets, start_sums
+from relprop.unwrap import unwrap
 
 __all__ = ["Explainer", "explain"]
 

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from relprop._version import __version__
 from relprop.analysis import analyse
-from relprop.captured import Call, captured, unwrap
+from relprop.call import Call
+from relprop.captured import captured
 from relprop.errors import InputError
 from relprop.layers import operation
 from relprop.plan import unsupported
 from relprop.tables import table
+from relprop.unwrap import unwrap
 
 __all__ = ["Check", "check", "info", "installed"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from relprop.captured import Call
+from relprop.call import Call
 from relprop.errors import InputError
 from relprop.explanation import Explanation
 from relprop.grouping import Explain, explain_group, joined

@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import relprop
 from relprop import backends, methods, run
 from relprop import captured as captured_module
+from relprop.call import Call
 from relprop.capture import CAPTURE_LOCK
-from relprop.captured import Call
 
 OPTIONS = {"epsilon_gamma_box": {"low": -3, "high": 3}, "deep_taylor": {"low": -3, "high": 3}}
 NAMES = [*methods.names()[:-1], "lrp_alpha2_beta1"]

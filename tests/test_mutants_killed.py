@@ -18,11 +18,11 @@ from relprop import backends, rules, run
 from relprop.analysis import analyse
 from relprop.backends import LinearCall
 from relprop.backends.products import Products, float32_products
-from relprop.captured import neutral_modes
 from relprop.composites import Composite
 from relprop.errors import PlanningError
 from relprop.layers.base import quotient, unbroadcast
 from relprop.maps import Conv, Dense
+from relprop.modes import neutral_modes
 from relprop.plan import Plan
 from relprop.record import record
 from relprop.recurrent import aten as recurrent

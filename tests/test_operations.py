@@ -19,11 +19,11 @@ from torch.testing import assert_close
 
 import relprop
 from relprop import backends, rules, run
-from relprop.captured import neutral_modes
 from relprop.composites import Composite
 from relprop.errors import PlanningError
 from relprop.graph import Graph
 from relprop.layers import registered
+from relprop.modes import neutral_modes
 from relprop.plan import Plan
 from relprop.record import record
 from relprop.rewrite import canonical

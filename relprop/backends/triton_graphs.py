@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from relprop import run
-from relprop.captured import Call, neutral_modes
+from relprop.call import Call
 from relprop.errors import InputError
 from relprop.explainer import Explainer
+from relprop.modes import neutral_modes
 from relprop.plan import Plan
 from relprop.targets import resolve_target, seed, squeeze_targets
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from relprop import run
-from relprop.captured import Call, neutral_modes, unwrap
+from relprop.call import Call
 from relprop.errors import InputError
 from relprop.explainer import Explainer
+from relprop.modes import neutral_modes
+from relprop.unwrap import unwrap
 
 __all__ = ["Analyzer", "Gradients", "Propagation", "Sampled"]
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from relprop.backends.products import modified
 from relprop.capture import CAPTURE_LOCK
-from relprop.captured import check_modes, neutral_modes
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node
 from relprop.integrations import peer
 from relprop.integrations.captum.rules import converted, ruled
 from relprop.integrations.terms import ScaledWeights
+from relprop.modes import check_modes, neutral_modes
 from relprop.record import record
 from relprop.run import located, source_values
 from relprop.snapshot import untouched

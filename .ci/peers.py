@@ -5,7 +5,8 @@
 
 Nothing of Zennit's is kept in the repository: the package comes from the package index at run
 time and is checked against its digest.  Exit status 0: all passed but what `KNOWN` explains; 1: a
-case failed; 77: skipped, because the source package or Zennit itself is not to be had.
+case failed, or the environment is not the one of `make`; 77: nothing ran, because no package index
+could give the source package.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ VERSION = "0.5.1"
 ARCHIVE = f"zennit-{VERSION}.tar.gz"
 DIGEST = "ce4889ad8c09fee87d5eca426ea5607ef27f43340a7d2963559d559f5f4d3fd3"
 SKIPPED = 77
-LIMIT = 175  # seconds a process
+LIMIT = 900  # seconds a process: one that hangs
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,19 @@ class Outcome:
 
 
 class Unavailable(Exception):
-    """What the tests need is not to be had."""
+    """No package index could give the source package."""
+
+
+class Unfit(Exception):
+    """The environment, or the source package that was given, is another than the tests are for."""
 
 
 def source(folder: Path, given: Path | None) -> Path:
     """Zennit's source package.
 
     Raises:
-        Unavailable: it could not be downloaded, or is not the one that was published.
+        Unavailable: it could not be downloaded.
+        Unfit: it is not the one that was published.
     """
     archive = given or folder / ARCHIVE
     if not archive.exists():
@@ -105,10 +111,25 @@ def source(folder: Path, given: Path | None) -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode or not archive.exists():
             lines = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
-            raise Unavailable(f"{ARCHIVE} could not be had from the package index: {lines[-1]}")
+            raise Unavailable(f"{ARCHIVE} could not be fetched from the package index: {lines[-1]}")
     if hashlib.sha256(archive.read_bytes()).hexdigest() != DIGEST:
-        raise Unavailable(f"{archive.name} is not the published one: its sha256 is another")
+        raise Unfit(f"{archive} is not the published one: its sha256 is another; remove it")
     return archive
+
+
+def check_installed() -> None:
+    """The packages that the tests import.
+
+    Raises:
+        Unfit: one is missing, or Zennit is another version.
+    """
+    for package in ("zennit", "torchvision", "pytest"):
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise Unfit(f"the package {package} is not installed; `make peers` does it") from error
+        if package == "zennit" and found != VERSION:
+            raise Unfit(f"the tests are for Zennit {VERSION}; {found} is installed")
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -222,16 +243,13 @@ def main() -> int:
     parser.add_argument("--only", default="", help="suites whose names begin so")
     options = parser.parse_args()
     try:
-        for package in ("zennit", "torchvision"):
-            importlib.metadata.version(package)
-        if importlib.metadata.version("zennit") != VERSION:
-            raise Unavailable(f"the tests are for Zennit {VERSION}, another is installed")
+        check_installed()
         archive = source(ROOT / "out" / "peers", options.source)
-    except importlib.metadata.PackageNotFoundError as error:
-        print(f"skipped: the package {error.name} is not installed")
-        return SKIPPED
+    except Unfit as error:
+        print(f"FAILED: none of Zennit's own tests ran: {error}")
+        return 1
     except Unavailable as error:
-        print(f"skipped: {error}")
+        print(f"SKIPPED: none of Zennit's own tests ran: {error}")
         return SKIPPED
     suites = tuple(suite for suite in SUITES if suite.name.startswith(options.only))
     with tempfile.TemporaryDirectory() as folder:

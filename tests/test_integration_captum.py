@@ -6,6 +6,7 @@ import copy
 import random
 import warnings
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from relprop.errors import InputError, PlanningError
+from relprop.plan import Plan
 
 peer: Any = pytest.importorskip("captum.attr", reason="Captum is not installed")
 peer_rules: Any = pytest.importorskip(
@@ -22,12 +24,11 @@ peer_rules: Any = pytest.importorskip(
 )
 
 from captum.attr._utils.custom_modules import Addition_Module  # noqa: E402
+from captum.testing.attr.helpers.test_config import config as configurations  # noqa: E402
 
 import relprop.integrations.captum as ours  # noqa: E402
 from relprop.functional import linear_relevance  # noqa: E402
 from relprop.integrations.terms import ScaledWeights  # noqa: E402
-
-configurations: Any = pytest.importorskip("captum.testing.attr.helpers.test_config").config
 
 LRP_NAMES = ("LRP", "LayerLRP")
 GRADIENT_NAMES = ("Saliency", "InputXGradient", "GuidedBackprop", "Deconvolution")
@@ -558,6 +559,59 @@ def test_several_inputs_and_additional_arguments() -> None:
         )  # fmt: skip
     one = ours.LRP(nn.Sequential(nn.Linear(3, 2)).double()).attribute((x,), 1)
     assert isinstance(one, tuple) and one[0].shape == x.shape
+
+
+class Placed(nn.Module):
+    """Arguments that do not count the samples: a table of positions, neighbours in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.head = nn.Embedding(5, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, positions: Tensor, graph: dict[str, Tensor]) -> Tensor:
+        spread = graph["neighbours"] @ (x + self.places(positions))
+        return self.head(F.relu(spread).mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["LRP", *GRADIENT_NAMES])
+def test_additional_arguments_without_a_batch_axis(name: str) -> None:
+    """They reach the model as they are, also where their values change from call to call."""
+    net, x = Placed().double(), torch.randn(3, 4, 3).double()
+    method = getattr(ours, name)(net)
+    for positions, neighbours in (([4, 0, 2, 1], torch.eye(4)), ([3, 3, 1, 0], torch.rand(4, 4))):
+        table, graph = torch.tensor(positions), {"neighbours": neighbours.double()}
+
+        class Fixed(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return net(x, table, graph)  # type: ignore[no-any-return]  # noqa: B023
+
+        found = method.attribute(x, [1, 0, 1], additional_forward_args=(table, graph))
+        assert_close(found, getattr(ours, name)(Fixed()).attribute(x, [1, 0, 1]))
+        if name in ("Saliency", "InputXGradient"):
+            expected = getattr(peer, name)(net).attribute(
+                x, [1, 0, 1], additional_forward_args=(table, graph)
+            )
+            assert_close(found, expected.detach())
+    with mock.patch.object(Plan, "make", wraps=Plan.make) as plans:
+        method.attribute(x[:2], 0, additional_forward_args=(table, graph))
+    assert plans.call_count == 0
+
+
+def test_layers_beside_arguments_without_a_batch_axis() -> None:
+    net, x = Placed().double(), torch.randn(3, 4, 3).double()
+    more = torch.tensor([4, 0, 2, 1]), {"neighbours": torch.rand(4, 4).double()}
+    net.head.rule = peer_rules.EpsilonRule(0.5)  # type: ignore[assignment]
+    found, delta = ours.LayerLRP(net, net.head).attribute(
+        x, 1, additional_forward_args=more, return_convergence_delta=True,
+        attribute_to_layer_input=True,
+    )  # fmt: skip
+    with torch.no_grad():
+        spread = more[1]["neighbours"] @ (x + net.places(more[0]))
+        hidden = spread.relu().mean(1)
+        z = net.head(hidden)[:, 1]
+        truth = hidden * net.head.weight[1] * (z / (z + 0.5 * z.sign())).unsqueeze(1)
+    assert_close(found, truth)
+    assert_close(delta, z - truth.sum(1))
 
 
 def test_a_function_is_left_to_captum() -> None:

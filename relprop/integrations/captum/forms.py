@@ -6,9 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch.utils._pytree as pytree
 from torch import Tensor
 
-from relprop.captured import Call
+from relprop.call import Call
 from relprop.errors import InputError
 from relprop.explainer import Explainer
 
@@ -38,6 +39,7 @@ class Arguments:
         inputs: the tensors to explain.
         is_tuple: whether the caller gave a tuple, hence gets one.
         all: all positional arguments of the model.
+        unbatched: which leaves of `all` are additional tensors that do not count the samples.
     """
 
     def __init__(self, inputs: Any, additional: Any) -> None:
@@ -48,6 +50,23 @@ class Arguments:
                 raise InputError(f"inputs[{number}]: {type(x).__name__}; expected a torch.Tensor")
         more = additional if isinstance(additional, tuple) else (additional,)
         self.all: tuple[Any, ...] = self.inputs + (more if additional is not None else ())
+        self.unbatched = tuple(
+            i
+            for i, leaf in enumerate(pytree.tree_leaves(self.all))
+            if isinstance(leaf, Tensor)
+            and i >= len(self.inputs)
+            and leaf.ndim > 0
+            and leaf.shape[:1] != self.inputs[0].shape[:1]
+        )
+
+    @property
+    def batched(self) -> tuple[Any, ...]:
+        """All positional arguments, None in the places of those in `unbatched`."""
+        leaves, spec = pytree.tree_flatten(self.all)
+        for place in self.unbatched:
+            leaves[place] = None
+        found: tuple[Any, ...] = pytree.tree_unflatten(leaves, spec)
+        return found
 
     @property
     def explained(self) -> list[int | str]:
@@ -94,6 +113,6 @@ def target_of(explainer: Explainer, arguments: Arguments, target: Any) -> Any:
 
 def _output_sizes(explainer: Explainer, arguments: Arguments) -> tuple[int, ...]:
     """The axes of the explained output besides the batch's."""
-    _, plan, _ = explainer._prepare(Call.of(arguments.all, None, 0))
+    _, plan, _ = explainer._prepare(Call.of(arguments.batched, None, 0))
     node = plan.graph.nodes.get(plan.output)
     return () if node is None or node.shape is None else tuple(node.shape[1:])

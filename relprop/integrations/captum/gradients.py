@@ -10,14 +10,15 @@ from captum.attr import InputXGradient as CaptumInputXGradient
 from captum.attr import Saliency as CaptumSaliency
 from torch import Tensor, nn
 
-from relprop.captured import unwrap
 from relprop.explainer import Explainer
 from relprop.integrations.captum.forms import Arguments, like_inputs, target_of, unwrappable
+from relprop.integrations.captum.holding import Holding
+from relprop.unwrap import unwrap
 
 __all__ = ["Deconvolution", "GuidedBackprop", "InputXGradient", "Saliency"]
 
 
-class _Explained:
+class _Explained(Holding):
     """A gradient method of relprop's behind one of Captum's."""
 
     method: str
@@ -32,12 +33,33 @@ class _Explained:
 
     def _explained(self, model: nn.Module, inputs: Any, target: Any, additional: Any) -> Any:
         arguments = Arguments(inputs, additional)
+        model = self._holding(model, arguments)
         cache: dict[tuple[int, int], Explainer] = self.__dict__.setdefault("_explainers", {})
         key = id(model), len(arguments.inputs)
         if key not in cache:
             cache[key] = Explainer(model, self.method, inputs=arguments.explained)
         own = target_of(cache[key], arguments, target)
-        return like_inputs(arguments, cache[key](*arguments.all, target=own))
+        return like_inputs(arguments, cache[key](*arguments.batched, target=own))
+
+
+class _OfThreeArguments(_Explained):
+    """The methods without arguments of their own; comes before Captum's class of the same name."""
+
+    @unwrappable
+    def attribute(
+        self, inputs: Any, target: Any = None, additional_forward_args: Any = None
+    ) -> Any:
+        """Maps shaped like `inputs`, a tuple for a tuple.
+
+        Args:
+            inputs, target, additional_forward_args: see `LRP.attribute`.
+        """
+        model = self._model
+        if model is None:
+            return super().attribute(  # type: ignore[misc]
+                inputs, target, additional_forward_args
+            )
+        return self._explained(model, inputs, target, additional_forward_args)
 
 
 class Saliency(_Explained, CaptumSaliency):  # type: ignore[misc]
@@ -65,15 +87,14 @@ class Saliency(_Explained, CaptumSaliency):  # type: ignore[misc]
         """
         model = self._model
         if model is None:
-            plain = CaptumSaliency.attribute.__wrapped__
-            return plain(self, inputs, target, abs, additional_forward_args)
+            return super().attribute(inputs, target, abs, additional_forward_args)
         found = self._explained(model, inputs, target, additional_forward_args)
         if not abs:
             return found
         return found.abs() if isinstance(found, Tensor) else tuple(part.abs() for part in found)
 
 
-class InputXGradient(_Explained, CaptumInputXGradient):  # type: ignore[misc]
+class InputXGradient(_OfThreeArguments, CaptumInputXGradient):  # type: ignore[misc]
     """Gradient times input.  A `forward_func` that is no module is left to Captum.
 
     Args:
@@ -82,23 +103,8 @@ class InputXGradient(_Explained, CaptumInputXGradient):  # type: ignore[misc]
 
     method = "gradient_x_input"
 
-    @unwrappable
-    def attribute(
-        self, inputs: Any, target: Any = None, additional_forward_args: Any = None
-    ) -> Any:
-        """Maps shaped like `inputs`, a tuple for a tuple.
 
-        Args:
-            inputs, target, additional_forward_args: see `LRP.attribute`.
-        """
-        model = self._model
-        if model is None:
-            plain = CaptumInputXGradient.attribute.__wrapped__
-            return plain(self, inputs, target, additional_forward_args)
-        return self._explained(model, inputs, target, additional_forward_args)
-
-
-class GuidedBackprop(_Explained, CaptumGuidedBackprop):  # type: ignore[misc]
+class GuidedBackprop(_OfThreeArguments, CaptumGuidedBackprop):  # type: ignore[misc]
     """Guided backpropagation, functional ReLUs included.
 
     Args:
@@ -107,19 +113,8 @@ class GuidedBackprop(_Explained, CaptumGuidedBackprop):  # type: ignore[misc]
 
     method = "guided_backprop"
 
-    @unwrappable
-    def attribute(
-        self, inputs: Any, target: Any = None, additional_forward_args: Any = None
-    ) -> Any:
-        """Maps shaped like `inputs`, a tuple for a tuple.
 
-        Args:
-            inputs, target, additional_forward_args: see `LRP.attribute`.
-        """
-        return self._explained(unwrap(self.model), inputs, target, additional_forward_args)
-
-
-class Deconvolution(_Explained, CaptumDeconvolution):  # type: ignore[misc]
+class Deconvolution(_OfThreeArguments, CaptumDeconvolution):  # type: ignore[misc]
     """Deconvolution, functional ReLUs included.
 
     Args:
@@ -127,14 +122,3 @@ class Deconvolution(_Explained, CaptumDeconvolution):  # type: ignore[misc]
     """
 
     method = "deconvnet"
-
-    @unwrappable
-    def attribute(
-        self, inputs: Any, target: Any = None, additional_forward_args: Any = None
-    ) -> Any:
-        """Maps shaped like `inputs`, a tuple for a tuple.
-
-        Args:
-            inputs, target, additional_forward_args: see `LRP.attribute`.
-        """
-        return self._explained(unwrap(self.model), inputs, target, additional_forward_args)

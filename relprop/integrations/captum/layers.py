@@ -9,15 +9,17 @@ from captum.attr import LayerLRP as CaptumLayerLRP
 from torch import Tensor, nn
 
 from relprop import run
-from relprop.captured import Call, neutral_modes, unwrap
+from relprop.call import Call
 from relprop.errors import InputError
 from relprop.explainer import Explainer
 from relprop.integrations.captum.forms import Arguments, target_of, unwrappable
 from relprop.integrations.captum.lrp import LRP
 from relprop.integrations.captum.strict import StrictResult
+from relprop.modes import neutral_modes
 from relprop.plan import Plan
 from relprop.selection import layer_value
 from relprop.targets import resolve_target, seed, squeeze_targets, start_sums
+from relprop.unwrap import unwrap
 
 __all__ = ["LayerLRP"]
 
@@ -68,13 +70,14 @@ class LayerLRP(LRP, CaptumLayerLRP):  # type: ignore[misc]
         """
         arguments = Arguments(inputs, additional_forward_args)
         chosen = self.layer if isinstance(self.layer, list) else [self.layer]
-        paths = [_paths(unwrap(self.model), module) for module in chosen]
         if self.strict:
+            paths = [_paths(unwrap(self.model), module) for module in chosen]
             result = self._strict_result(arguments, target, verbose)
             output = result.output
             maps = [_strict_map(result, own[0], attribute_to_layer_input) for own in paths]
         else:
             explainer = self._explainer(arguments, verbose)
+            paths = [_paths(explainer.model, module) for module in chosen]
             maps, output = _maps(explainer, arguments, target, paths, attribute_to_layer_input)
         deltas = [self.compute_convergence_delta(found, output) for found in maps]
         several = isinstance(self.layer, list)
@@ -111,7 +114,7 @@ def _maps(
 ) -> tuple[list[Tensor | tuple[Tensor, ...]], Tensor]:
     """Relevance at the layers, and the explained value of each sample."""
     target = target_of(explainer, arguments, target)
-    call = Call.of(arguments.all, None, 0)
+    call = Call.of(arguments.batched, None, 0)
     with neutral_modes():
         explainer._check_inputs(call)
         graph, plan, engine = explainer._prepare(call)

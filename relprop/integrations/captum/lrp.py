@@ -9,20 +9,22 @@ from captum._utils.common import _select_targets
 from captum.attr import LRP as CaptumLRP
 from torch import nn
 
-from relprop.captured import Call, unwrap
+from relprop.call import Call
 from relprop.errors import PlanningError
 from relprop.explainer import Explainer
 from relprop.integrations.captum.forms import Arguments, like_inputs, target_of, unwrappable
+from relprop.integrations.captum.holding import Holding
 from relprop.integrations.captum.rules import ModuleRules, composite_of
 from relprop.integrations.captum.strict import StrictResult, layer_rules, strict_relevance
 from relprop.methods import PropagationMethod
 from relprop.plan import Plan
 from relprop.rules import Epsilon
+from relprop.unwrap import unwrap
 
 __all__ = ["LRP"]
 
 
-class LRP(CaptumLRP):  # type: ignore[misc]
+class LRP(Holding, CaptumLRP):  # type: ignore[misc]
     """Layer-wise relevance propagation with Captum's interface and rules.
 
     Rules are read from the attributes `module.rule` at every call and, unlike in Captum, stay
@@ -77,7 +79,7 @@ class LRP(CaptumLRP):  # type: ignore[misc]
         else:
             explainer = self._explainer(arguments, verbose)
             maps, delta = explainer.attribute(
-                *arguments.all,
+                *arguments.batched,
                 target=target_of(explainer, arguments, target),
                 return_convergence_delta=True,
             )
@@ -86,14 +88,14 @@ class LRP(CaptumLRP):  # type: ignore[misc]
 
     def _explainer(self, arguments: Arguments, verbose: bool) -> Explainer:
         """The explainer for the rules as they are marked now."""
-        model = unwrap(self.model)
+        model = self._holding(unwrap(self.model), arguments)
         composite = composite_of(model)
         key = composite, len(arguments.inputs)
-        if key not in self._explainers:
+        if key not in self._explainers or self._explainers[key].model is not model:
             method = PropagationMethod("captum_lrp", "output", composite)
             self._explainers = {key: Explainer(model, method, inputs=arguments.explained)}
         explainer = self._explainers[key]
-        _, plan, _ = explainer._prepare(Call.of(arguments.all, None, 0))
+        _, plan, _ = explainer._prepare(Call.of(arguments.batched, None, 0))
         assert isinstance(plan, Plan)
         _check_folded(plan, composite)
         if verbose:

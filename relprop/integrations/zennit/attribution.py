@@ -11,9 +11,9 @@ import zennit.attribution
 from torch import Tensor, nn
 from zennit.core import Composite
 
-from relprop.captured import check_modes
 from relprop.errors import InputError
 from relprop.integrations.zennit.session import Session
+from relprop.modes import check_modes
 
 __all__ = ["Gradient", "IntegratedGradients", "SmoothGrad"]
 
@@ -120,7 +120,12 @@ class _Averaged(_Attributor):
     """Attributions of many inputs made from one, several at a time."""
 
     n_iter: int
-    iterations_per_call: int | None
+
+    def __init__(
+        self, *arguments: Any, iterations_per_call: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.iterations_per_call = _count(iterations_per_call)
 
     def _mean(
         self, points: Callable[[int], Tensor], attr_output_fn: Callable[[Tensor], Tensor]
@@ -173,23 +178,6 @@ class SmoothGrad(_Averaged, zennit.attribution.SmoothGrad):  # type: ignore[misc
         iterations_per_call: how many share a batch; None: all.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        composite: Composite | None = None,
-        attr_output: AttributionOutput = None,
-        create_graph: bool = False,
-        retain_graph: bool | None = None,
-        noise_level: float = 0.1,
-        n_iter: int = 20,
-        *,
-        iterations_per_call: int | None = None,
-    ) -> None:
-        super().__init__(
-            model, composite, attr_output, create_graph, retain_graph, noise_level, n_iter
-        )
-        self.iterations_per_call = _count(iterations_per_call)
-
     def forward(
         self, input: Tensor, attr_output_fn: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -215,23 +203,6 @@ class IntegratedGradients(_Averaged, zennit.attribution.IntegratedGradients):  #
         n_iter: points on the path.
         iterations_per_call: how many share a batch; None: all.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        composite: Composite | None = None,
-        attr_output: AttributionOutput = None,
-        create_graph: bool = False,
-        retain_graph: bool | None = None,
-        baseline_fn: Callable[[Tensor], Tensor] | None = None,
-        n_iter: int = 20,
-        *,
-        iterations_per_call: int | None = None,
-    ) -> None:
-        super().__init__(
-            model, composite, attr_output, create_graph, retain_graph, baseline_fn, n_iter
-        )
-        self.iterations_per_call = _count(iterations_per_call)
 
     def forward(
         self, input: Tensor, attr_output_fn: Callable[[Tensor], Tensor]

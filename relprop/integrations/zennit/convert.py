@@ -17,6 +17,7 @@ from relprop.errors import InputError
 from relprop.integrations.zennit import rules as own
 from relprop.integrations.zennit.hook import RuleHook
 from relprop.integrations.zennit.layers import kind_of
+from relprop.integrations.zennit.linear_hook import LinearHook
 from relprop.integrations.zennit.lookup import Lookup
 from relprop.integrations.zennit.reading import own_rule
 from relprop.rules import EPSILON, Rule
@@ -239,7 +240,7 @@ def relprop_rule(hook: RuleHook, where: str = "rule", ndim: int | None = None) -
     """
     if isinstance(hook, own.Pass):
         return rules.Pass()
-    if not isinstance(hook, own.LinearHook):
+    if not isinstance(hook, LinearHook):
         raise InputError(
             f"{where}: {type(hook).__name__} changes gradients; expected it in a composite without "
             "rules of relevance, as GuidedBackprop, on all nn.ReLU"

@@ -8,6 +8,7 @@ relevance rule reads, is then left out.
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class _Enter(torch.autograd.Function):
         return found.to(x.dtype), None, None
 
 
-class RuleHook(Hook):  # type: ignore[misc]
+class RuleHook(Hook, ABC):  # type: ignore[misc]
     """Base of the rules: one of Zennit's hooks, to be copied, registered and removed like those.
 
     Each call of the module keeps its own input, so that a module that is called twice gets both
@@ -93,6 +94,7 @@ class RuleHook(Hook):  # type: ignore[misc]
         self._visits: weakref.WeakSet[_Visit] = weakref.WeakSet()
         self._visit: _Visit | None = None
 
+    @abstractmethod
     def relevance(self, module: nn.Module, x: Tensor, r: Tensor, g: Tensor | None) -> Tensor:
         """Relevance of a module's input.
 
@@ -102,7 +104,6 @@ class RuleHook(Hook):  # type: ignore[misc]
             r: relevance of its output.
             g: the gradient of the input, for a rule that `uses_gradient`.
         """
-        raise NotImplementedError(type(self).__name__)
 
     def pre_forward(self, module: nn.Module, input: Any) -> Any:
         """Note the input of a call that autograd records."""

@@ -1,0 +1,63 @@
+"""Additional arguments without a batch axis, as buffers of the model.
+
+Captum lets a table of positions or a matrix of neighbours through as it is; an `Explainer` wants
+one batch size of all tensors that the model is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.utils._pytree as pytree
+from torch import nn
+
+from relprop.integrations.captum.forms import Arguments
+
+__all__ = ["Held", "Holding"]
+
+
+class Held(nn.Module):
+    """A model that has some of its arguments from here, whatever it is given in their places.
+
+    Args:
+        model: the model.
+        places: which, among the leaves of its positional arguments.
+    """
+
+    def __init__(self, model: nn.Module, places: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.places = places
+
+    def hold(self, leaves: Sequence[Any]) -> None:
+        """Take these arguments' values for the calls that follow."""
+        for place in self.places:
+            self.register_buffer(_name(place), leaves[place].detach(), persistent=False)
+
+    def forward(self, *arguments: Any) -> Any:
+        """The model's output."""
+        leaves, spec = pytree.tree_flatten(arguments)
+        for place in self.places:
+            leaves[place] = getattr(self, _name(place))
+        return self.model(*pytree.tree_unflatten(leaves, spec))
+
+
+def _name(place: int) -> str:
+    return f"argument_{place}"
+
+
+class Holding:
+    """A method of Captum's that keeps the model with its unbatched arguments from call to call."""
+
+    _held: Held | None = None
+
+    def _holding(self, model: nn.Module, arguments: Arguments) -> nn.Module:
+        """The model to call on `arguments.batched`: itself, if all arguments are there."""
+        if not arguments.unbatched:
+            return model
+        held = self._held
+        if held is None or held.model is not model or held.places != arguments.unbatched:
+            held = self._held = Held(model, arguments.unbatched)
+        held.hold(pytree.tree_leaves(arguments.all))
+        return held

@@ -675,15 +675,3 @@ def test_peers_count_what_nothing_explains(capsys: pytest.CaptureFixture[str]) -
     outcomes["attribution, one by one"].failed.clear()
     outcomes["rules"].failed["test_rules.py::test_linear_rule[x]"] = "wrong"
     assert not peers.tell(suites, outcomes)
-
-
-@pytest.mark.parametrize("page", ["coming-from-zennit.md"])
-def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every snippet of the page runs, in order."""
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    blocks = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
-    assert len(blocks) >= 5
-    namespace: dict[str, Any] = {"__name__": "page"}
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"{page}, snippet {number}", "exec"), namespace)

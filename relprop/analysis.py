@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from relprop.errors import PlanningError
 from relprop.gates import is_gate, is_magnitude
 from relprop.graph import Graph, Node, Ref
 from relprop.layers import operation
 
-__all__ = ["Facts", "analyse"]
+__all__ = ["Facts", "analyse", "carrying_refs", "leading_to"]
 
 _NO_FLOW = {
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros",
@@ -61,6 +62,25 @@ def analyse(graph: Graph, floating: Iterable[str], integer: Iterable[str]) -> Fa
         if found is not None and found.nonnegative(node, _known(facts)):
             facts.nonnegative.add(node.name)
     return facts
+
+
+def leading_to(
+    output: str, graph: Graph, floating: Iterable[str], integer: Iterable[str]
+) -> tuple[Graph, Facts]:
+    """The part of a canonical graph that an output depends on, a graph of its own, and its facts.
+
+    Raises:
+        PlanningError: the output does not depend on any input to explain.
+    """
+    graph = replace(graph, output=Ref(output), sources=dict(graph.sources), plans={})
+    graph.prune()
+    facts = analyse(graph, floating, integer)
+    if output not in facts.carriers:
+        raise PlanningError(
+            f"the output '{output}' does not depend on any input to explain; check `inputs=` "
+            "and `output=` (integer inputs count only through an embedding)"
+        )
+    return graph, facts
 
 
 def carrying_refs(node: Node, facts: Facts) -> list[str]:

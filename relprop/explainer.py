@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,24 +11,24 @@ from torch import Tensor, nn
 
 from relprop import backends, gradients, methods, run
 from relprop.call import Call
-from relprop.captured import KEPT, captured
 from relprop.conservation import StepRecord
 from relprop.errors import InputError, PlanningError
 from relprop.explanation import Explanation
 from relprop.gradients import GradientPlan
 from relprop.graph import Graph
 from relprop.grouping import explain_within_memory
+from relprop.inputs import NAN_POLICIES, check_inputs
 from relprop.lengths import explain_by_length
 from relprop.modes import neutral_modes
-from relprop.plan import Plan
-from relprop.selection import explained_inputs, explained_labels, layer_value, output_value
-from relprop.targets import Target, resolve_target, seed, squeeze_targets, start_sums
+from relprop.planner import AnyPlan, Planner
+from relprop.selection import explained_inputs, explained_labels, layer_value
+from relprop.starting import Starting
+from relprop.targets import squeeze_targets, start_sums
 from relprop.unwrap import unwrap
 
 __all__ = ["Explainer", "explain"]
 
 _BACKENDS = ("auto", "triton", "aten", "reference")
-_NAN_POLICIES = ("raise", "propagate")
 
 
 class Explainer:
@@ -85,31 +84,36 @@ class Explainer:
         self.inputs = None if inputs is None else _as_list(inputs)
         self.batch_dim = _one_of("batch_dim", batch_dim, (0, 1))
         self.precision = _one_of("precision", precision, backends.PRECISIONS)
-        self.nan_policy = _one_of("nan_policy", nan_policy, _NAN_POLICIES)
+        self.nan_policy = _one_of("nan_policy", nan_policy, NAN_POLICIES)
         self.backend = _backend_name(_one_of("backend", backend, _BACKENDS))
         self.frozen = frozen
-        self._lock = threading.Lock()
-        self._plans: OrderedDict[Any, tuple[Graph, Plan | GradientPlan, run.Engine | None]] = (
-            OrderedDict()
+        self._planner = Planner(
+            self.model,
+            self.method,
+            output=output,
+            inputs=self.inputs,
+            backend=self.backend,
+            precision=self.precision,
+            frozen=frozen,
         )
         if example_inputs is not None:
             example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-            call = Call.of(example, None, self.batch_dim)
-            self._prepare(call)
+            self._prepare(Call.of(example, None, self.batch_dim))
 
     @property
-    def plan(self) -> Plan | GradientPlan:
+    def plan(self) -> AnyPlan:
         """The plan used last: printable.
 
         Raises:
             PlanningError: nothing has been planned yet.
         """
-        if not self._plans:
+        plan = self._planner.last
+        if plan is None:
             raise PlanningError(
                 "Explainer.plan: nothing is planned yet; call the explainer, or construct it with "
                 "example_inputs="
             )
-        return next(reversed(self._plans.values()))[1]
+        return plan
 
     def __call__(
         self,
@@ -186,20 +190,15 @@ class Explainer:
     ) -> Explanation:
         call = Call.of(inputs, kwargs, self.batch_dim)
         with neutral_modes():
+            explained = partial(self._within_memory, full=full, report=report)
             if lengths is None:
-                return self._within_memory(call, target, start, full, report)
-
-            def explained(part: Call, own_target: Any, own_start: Any) -> Explanation:
-                return self._within_memory(part, own_target, own_start, full, report)
-
+                return explained(call, target, start)
             return explain_by_length(self.model, call, target, start, lengths, explained)
 
     def _within_memory(
         self, call: Call, target: Any, start: Any, full: bool, report: bool
     ) -> Explanation:
-        def explained(part: Call, own_target: Any, own_start: Any) -> Explanation:
-            return self._explained_call(part, own_target, own_start, full, report)
-
+        explained = partial(self._explained_call, full=full, report=report)
         if getattr(self.method, "noise", 0.0):  # drawn for a whole batch: halves get other noise
             return explained(call, target, start)
         return explain_within_memory(call, target, start, explained)
@@ -213,13 +212,14 @@ class Explainer:
         labels = explained_labels(self.inputs, call)
         chosen = explained_inputs(graph, call, plan, labels)
         named = {path: layer_value(plan, path) for path in self.layers}
-        begin = _Start(target, self.start if start is None else start, call, self.nan_policy, plan)
+        begin = Starting(
+            target, self.start if start is None else start, call, self.nan_policy, plan
+        )
         wanted = [*chosen, *named.values()] if full else chosen
         records: list[StepRecord] = []
         if isinstance(plan, GradientPlan):
             output, seeds, found = gradients.attribute(plan, self.model, values, begin, wanted)
         else:
-            assert engine is not None
             passed = run.forward(plan, engine, self.model, values)
             output, seeds = passed.output, begin(passed.output)
             batch = (call.batch, self.batch_dim)
@@ -233,7 +233,7 @@ class Explainer:
     def _result(
         self,
         call: Call,
-        begin: _Start,
+        begin: Starting,
         output: Tensor,
         seeds: Tensor,
         maps: list[Tensor],
@@ -267,96 +267,10 @@ class Explainer:
         )
 
     def _check_inputs(self, call: Call) -> None:
-        if not any(isinstance(leaf, Tensor) for leaf in call.leaves):
-            kinds = sorted({type(leaf).__name__ for leaf in call.leaves}) or ["nothing"]
-            raise InputError(f"inputs: {', '.join(kinds)}; expected at least one torch.Tensor")
-        _ = call.batch
-        for label, leaf in zip(call.labels, call.leaves, strict=True):
-            if not isinstance(leaf, Tensor):
-                continue
-            if leaf.is_meta:
-                raise InputError(f"input {label}: a tensor on the meta device; expected values")
-            if leaf.is_complex() or leaf.layout is not torch.strided:
-                raise InputError(
-                    f"input {label}: {leaf.dtype}, {leaf.layout}; expected real, dense numbers"
-                )
-            if self.nan_policy == "raise" and leaf.is_floating_point():
-                _check_finite(f"input {label}", leaf)
+        check_inputs(call, self.nan_policy)
 
-    def _prepare(self, call: Call) -> tuple[Graph, Plan | GradientPlan, run.Engine | None]:
-        graph = captured(self.model, call)
-        # the graph is held by the entry, so that its id stays its own; a recorded one serves once
-        key = id(graph) if graph.origin == "export" else "recorded"
-        with self._lock:
-            entry = self._plans.get(key)
-            if entry is None or entry[0] is not graph:
-                plan = self._bind(graph, call)
-                engine = run.Engine(backends.get(self.backend), self.frozen)
-                entry = (graph, plan, engine)
-                self._plans[key] = entry
-                while len(self._plans) > KEPT:
-                    self._plans.popitem(last=False)
-            self._plans.move_to_end(key)
-            return entry
-
-    def _bind(self, graph: Graph, call: Call) -> Plan | GradientPlan:
-        output = output_value(graph, self.output, type(self.model).__name__)
-        explained = explained_labels(self.inputs, call)
-        tensors = [
-            (name, leaf)
-            for name, leaf, label in zip(graph.inputs, call.leaves, call.labels, strict=True)
-            if isinstance(leaf, Tensor) and (explained is None or label in explained)
-        ]
-        floating = [name for name, leaf in tensors if leaf.is_floating_point()]
-        integer = [name for name, leaf in tensors if _is_integer(leaf)]
-        if isinstance(self.method, methods.GradientMethod):
-            return GradientPlan.make(graph, output, self.method, floating, integer)
-        assert isinstance(self.method, methods.PropagationMethod)
-        named = (self.method.name, self.method.composite, output, self.backend, self.precision)
-        key = (*named, tuple(floating), tuple(integer))
-        if key not in graph.plans:  # kept with the graph: `explain` in a loop plans once
-            graph.plans[key] = Plan.make(
-                graph,
-                output,
-                self.method.composite,
-                floating=floating,
-                integer=integer,
-                backend=self.backend,
-                precision=self.precision,
-                method=self.method.name,
-            )
-        plan: Plan = graph.plans[key]
-        return plan
-
-
-class _Start:
-    """From an output to the starting relevance; remembers the target it resolved."""
-
-    def __init__(
-        self, target: Any, start: Any, call: Call, nan_policy: str, plan: Plan | GradientPlan
-    ) -> None:
-        self.target, self.start, self.call, self.nan_policy = target, start, call, nan_policy
-        self.plan = plan
-        self.resolved: Target | None = None
-        self.axis = 0
-
-    def __call__(self, output: Tensor) -> Tensor:
-        if self.nan_policy == "raise":
-            _check_finite("the model's output", output)
-        batch, graph = self.call.batch, self.plan.graph
-        axis = graph.batch_axis(self.plan.output, output.shape, batch, self.call.batch_dim)
-        self.axis = axis or 0
-        if isinstance(self.start, Tensor):
-            if self.target is not None:
-                raise InputError("start: a tensor beside a target; expected target=None")
-        else:
-            if callable(self.target):
-                self.target = self.target(output.detach())
-            self.resolved = resolve_target(self.target, output.shape, batch, self.axis)
-        begun = seed(self.resolved, output, self.start)
-        if self.nan_policy == "raise":
-            _check_finite("the starting relevance", begun)
-        return begun
+    def _prepare(self, call: Call) -> tuple[Graph, AnyPlan, run.Engine]:
+        return self._planner.prepare(call)
 
 
 def explain(
@@ -394,19 +308,6 @@ def _map(relevance: Tensor | None, x: Tensor, seeds: Tensor) -> Tensor:
         return seeds.new_zeros(seeds.shape[0], *x.shape, dtype=dtype)
     relevance = relevance.to(dtype)
     return relevance.contiguous() if x.is_contiguous() else relevance
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    if not torch.isfinite(tensor).all():
-        count = int((~torch.isfinite(tensor)).sum())
-        raise InputError(
-            f"{name}: {count} of {tensor.numel()} values are NaN or infinite; clean them, or pass "
-            "nan_policy='propagate'"
-        )
-
-
-def _is_integer(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() and tensor.dtype is not torch.bool
 
 
 def _as_list(value: Any) -> list[int | str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relprop.analysis import Facts, analyse
-from relprop.errors import InputError, PlanningError
-from relprop.graph import Graph, Node, Ref
+from relprop.analysis import Facts, leading_to
+from relprop.errors import InputError
+from relprop.graph import Graph, Node
 from relprop.methods import GradientMethod
 from relprop.run import located, source_values
 from relprop.tables import table
@@ -54,14 +54,7 @@ class GradientPlan:
         Raises:
             PlanningError: the output does not depend on any input to explain.
         """
-        graph = replace(graph, output=Ref(output), sources=dict(graph.sources), plans={})
-        graph.prune()
-        facts = analyse(graph, floating, integer)
-        if output not in facts.carriers:
-            raise PlanningError(
-                f"the output '{output}' does not depend on any input to explain; check `inputs=` "
-                "and `output=` (integer inputs count only through an embedding)"
-            )
+        graph, facts = leading_to(output, graph, floating, integer)
         return cls(graph, output, facts, method)
 
     def layer_names(self) -> list[str]:

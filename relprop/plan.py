@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from relprop.analysis import Facts, analyse, carrying_refs
+from relprop.analysis import Facts, carrying_refs, leading_to
 from relprop.backends import Backend, Fusing, LinearCall, get
 from relprop.composites import Composite, LayerInfo
 from relprop.errors import PlanningError
@@ -64,14 +64,7 @@ class Plan:
             PlanningError: operations without a rule (all of them are listed), a selector that
                 matches nothing, a rule that does not fit, an output that no input reaches.
         """
-        graph = replace(graph, output=Ref(output), sources=dict(graph.sources), plans={})
-        graph.prune()
-        facts = analyse(graph, floating, integer)
-        if output not in facts.carriers:
-            raise PlanningError(
-                f"the output '{output}' does not depend on any input to explain; check `inputs=` "
-                "and `output=` (integer inputs count only through an embedding)"
-            )
+        graph, facts = leading_to(output, graph, floating, integer)
         nodes = [node for node in graph.nodes.values() if carried(node, facts)]
         infos = {node.name: layer_info(node, facts) for node in nodes}
         # operations that only move data take no rule, so that a glob may run across them

@@ -447,7 +447,7 @@ def test_branch_on_values_is_followed_both_ways() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
         branch = "left" if inputs.sum() > 0 else "right"
         assert next(iter(explainer.plan.steps.values())).node.path == branch
-    assert len(explainer._plans) == 1  # each record serves once
+    assert len(explainer._planner.plans) == 1  # each record serves once
 
 
 class Loop(nn.Module):

@@ -395,4 +395,4 @@ def test_frames_of_any_number_share_one_capture() -> None:
     for steps in (4, 7):
         x = torch.randn(2, steps, 1, 3, 3, dtype=torch.float64)
         close(explainer(x, target=1), loop(x, target=1))
-    assert len(explainer._plans) == 1
+    assert len(explainer._planner.plans) == 1

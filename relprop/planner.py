@@ -1,0 +1,110 @@
+"""The plans of one explainer: made at the first call of a kind, kept for the next."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relprop import backends
+from relprop.call import Call
+from relprop.captured import KEPT, captured
+from relprop.gradients import GradientPlan
+from relprop.graph import Graph
+from relprop.methods import GradientMethod, Method, PropagationMethod
+from relprop.plan import Plan
+from relprop.run import Engine
+from relprop.selection import explained_labels, output_value
+
+__all__ = ["AnyPlan", "Planner"]
+
+AnyPlan = Plan | GradientPlan
+
+
+class Planner:
+    """From a call to the model's graph, its plan and the engine that runs it.
+
+    Args:
+        model: the module to explain.
+        method: by which.
+        output, inputs, backend, precision, frozen: as `Explainer` takes them, checked.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        *,
+        output: int | str | Callable[[Any], Any] | None,
+        inputs: Sequence[int | str] | None,
+        backend: str,
+        precision: str,
+        frozen: bool,
+    ) -> None:
+        self.model, self.method = model, method
+        self.output, self.inputs = output, inputs
+        self.backend, self.precision, self.frozen = backend, precision, frozen
+        self.plans: OrderedDict[Any, tuple[Graph, AnyPlan, Engine]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def last(self) -> AnyPlan | None:
+        """The plan used last, None before the first."""
+        return next(reversed(self.plans.values()))[1] if self.plans else None
+
+    def prepare(self, call: Call) -> tuple[Graph, AnyPlan, Engine]:
+        """The graph, plan and engine for a call; those of an earlier one where they hold.
+
+        Raises:
+            CaptureError, PlanningError, InputError: as when calling an explainer.
+        """
+        graph = captured(self.model, call)
+        # the graph is held by the entry, so that its id stays its own; a recorded one serves once
+        key = id(graph) if graph.origin == "export" else "recorded"
+        with self._lock:
+            entry = self.plans.get(key)
+            if entry is None or entry[0] is not graph:
+                plan = self._bind(graph, call)
+                entry = (graph, plan, Engine(backends.get(self.backend), self.frozen))
+                self.plans[key] = entry
+                while len(self.plans) > KEPT:
+                    self.plans.popitem(last=False)
+            self.plans.move_to_end(key)
+            return entry
+
+    def _bind(self, graph: Graph, call: Call) -> AnyPlan:
+        output = output_value(graph, self.output, type(self.model).__name__)
+        explained = explained_labels(self.inputs, call)
+        tensors = [
+            (name, leaf)
+            for name, leaf, label in zip(graph.inputs, call.leaves, call.labels, strict=True)
+            if isinstance(leaf, Tensor) and (explained is None or label in explained)
+        ]
+        floating = [name for name, leaf in tensors if leaf.is_floating_point()]
+        integer = [name for name, leaf in tensors if _is_integer(leaf)]
+        if isinstance(self.method, GradientMethod):
+            return GradientPlan.make(graph, output, self.method, floating, integer)
+        assert isinstance(self.method, PropagationMethod)
+        named = (self.method.name, self.method.composite, output, self.backend, self.precision)
+        key = (*named, tuple(floating), tuple(integer))
+        if key not in graph.plans:  # kept with the graph: `explain` in a loop plans once
+            graph.plans[key] = Plan.make(
+                graph,
+                output,
+                self.method.composite,
+                floating=floating,
+                integer=integer,
+                backend=self.backend,
+                precision=self.precision,
+                method=self.method.name,
+            )
+        plan: Plan = graph.plans[key]
+        return plan
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and tensor.dtype is not torch.bool

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from benchmarks.timing import once
 from relprop.maps import Conv, LinearMap
-from relprop.rules import IDENTITY, LinearRule, Modifier
+from relprop.rules import LinearRule
+from relprop.terms import IDENTITY, Modifier
 
 __all__ = ["LinearWork", "LstmWork", "Work", "copy_bandwidth", "products", "seconds_of_bytes"]
 

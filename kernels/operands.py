@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from relprop.bounds import bound_tensor
 from relprop.errors import InputError
 from relprop.kernels.program import Product, Program
 from relprop.kernels.tiling import Choice
 from relprop.maps import LinearMap
-from relprop.rules import bound_tensor
 
 __all__ = ["AdjointCall", "ContractionCall", "LeftBox", "Lower", "Pass", "Weight"]
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from relprop.errors import InputError
-from relprop.rules import AlphaBeta, Joint, LinearRule, Modifier, Term
+from relprop.rules import AlphaBeta, Joint, LinearRule
+from relprop.terms import Modifier, Term
 
 __all__ = ["Product", "Program", "compile_rule"]
 

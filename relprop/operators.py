@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from relprop import rules
+from relprop.bounds import Bound
 from relprop.errors import InputError
 from relprop.maps import Conv, Dense, LinearMap
 
@@ -51,7 +52,7 @@ def encoded(rule: Any) -> tuple[str, list[Tensor]]:
 
 
 def _text(value: Any, tensors: list[Tensor]) -> str:
-    if isinstance(value, rules._Bound):
+    if isinstance(value, Bound):
         tensors.append(value.tensor)
         return f"Tensor({len(tensors) - 1})"
     if isinstance(value, rules.Rule):

@@ -1,15 +1,6 @@
 """Every propagation rule, once, as data.
 
-A rule for a linear map is a tuple of groups; a group is a sum of terms; a term pairs a modifier of
-the layer's input with a modifier of its weight.  With `f_t(a)` the modified input, `g_t(W)` the
-modified weight and `R` the relevance of the output:
-
-    contraction   z_g  = sum_t f_t(a) . g_t(W)  +  bias part of group g
-    quotient      s_g  = scale_g * gate_g(z) * R / st(z_g)      (0 where st(z_g) is 0)
-    adjoint       R_in = sum_g sum_t f_t(a) * (g_t(W)^T s_g)
-
-`st(z) = z + epsilon * sgn(z)` with `sgn(0) = +1`.  Nothing here computes: `relprop.reference` is
-the naive evaluation of this table, `relprop.backends` the fast ones.
+A rule for a linear map is a tuple of groups of terms: see `relprop.terms` for what they mean.
 """
 
 from __future__ import annotations
@@ -19,8 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
+from relprop.bounds import bound_of, bound_tensor
+from relprop.terms import (
+    IDENTITY,
+    NEGATIVE,
+    ONE,
+    OPPOSITE_SIGNS,
+    POSITIVE,
+    SAME_SIGNS,
+    SQUARE,
+    ZERO,
+    Group,
+    Modifier,
+    Term,
+)
 
 __all__ = [
     "AlphaBeta",
@@ -44,56 +47,6 @@ __all__ = [
 
 EPSILON = 1e-6
 """Default stabilizer of every rule."""
-
-
-@dataclass(frozen=True)
-class Modifier:
-    """How a tensor enters a term.
-
-    `kind` is one of `identity`, `positive` (max(u, 0)), `negative` (min(u, 0)), `one`, `square`,
-    `absolute`, `zero`, `plus_positive` (u + value * max(u, 0)), `plus_negative`
-    (u + value * min(u, 0)) and `constant` (`-value`, broadcast to u; the bounds of ZBox, which are
-    subtracted).  `part` restricts an input to the pixels or the state of a concatenated input
-    (see `Joint`); elsewhere the modified input is 0.
-    """
-
-    kind: str
-    value: Any = None
-    part: str | None = None
-
-
-IDENTITY = Modifier("identity")
-POSITIVE = Modifier("positive")
-NEGATIVE = Modifier("negative")
-ONE = Modifier("one")
-SQUARE = Modifier("square")
-ZERO = Modifier("zero")
-
-
-@dataclass(frozen=True)
-class Term:
-    """One product: modified input times modified weight."""
-
-    input: Modifier
-    weight: Modifier
-
-
-@dataclass(frozen=True)
-class Group:
-    """Terms that share a denominator.
-
-    Attributes:
-        terms: the products that are summed.
-        bias: how the layer's bias enters the denominator.
-        scale: the factor lambda of the group's quotient.
-        gate: None, "positive" or "negative": which sign the layer's own pre-activation z (with its
-            bias) must have for the group to carry relevance; at z = 0 neither does.
-    """
-
-    terms: tuple[Term, ...]
-    bias: Modifier = ZERO
-    scale: float = 1.0
-    gate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,16 +110,12 @@ class Epsilon(LinearRule):
         return (Group((Term(IDENTITY, IDENTITY),), bias=IDENTITY),)
 
 
-_SAME_SIGNS = (Term(POSITIVE, POSITIVE), Term(NEGATIVE, NEGATIVE))
-_OPPOSITE_SIGNS = (Term(POSITIVE, NEGATIVE), Term(NEGATIVE, POSITIVE))
-
-
 @dataclass(frozen=True)
 class ZPlus(LinearRule):
     """z-plus: only positive contributions count, of signed inputs too.  Montavon et al. 2017."""
 
     def terms(self) -> tuple[Group, ...]:
-        return (Group(_SAME_SIGNS, bias=POSITIVE),)
+        return (Group(SAME_SIGNS, bias=POSITIVE),)
 
 
 @dataclass(frozen=True)
@@ -214,8 +163,8 @@ class AlphaBeta(LinearRule):
 
     def terms(self) -> tuple[Group, ...]:
         return (
-            Group(_SAME_SIGNS, bias=POSITIVE, scale=self.alpha),
-            Group(_OPPOSITE_SIGNS, bias=NEGATIVE, scale=-self.beta),
+            Group(SAME_SIGNS, bias=POSITIVE, scale=self.alpha),
+            Group(OPPOSITE_SIGNS, bias=NEGATIVE, scale=-self.beta),
         )
 
 
@@ -248,37 +197,6 @@ class Gamma(LinearRule):
         )
 
 
-class _Bound:
-    """A tensor that compares and hashes by value, so that rules holding it do too."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor.detach().cpu().clone()
-        self._key = (tuple(self.tensor.shape), tuple(self.tensor.double().flatten().tolist()))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Bound) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __repr__(self) -> str:
-        return f"tensor{self._key[0]}"
-
-
-def _bound(owner: str, name: str, value: Any) -> float | _Bound:
-    if isinstance(value, _Bound):
-        return value
-    tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
-    if tensor.is_complex() or tensor.dtype is torch.bool or not torch.isfinite(tensor).all():
-        raise ValueError(f"{owner}: {name} must be finite real numbers, got {value!r}")
-    return float(tensor) if tensor.ndim == 0 else _Bound(tensor)
-
-
-def bound_tensor(value: float | _Bound) -> torch.Tensor:
-    """The number or tensor behind a bound of `ZBox`, on the CPU."""
-    return value.tensor if isinstance(value, _Bound) else torch.tensor(value, dtype=torch.float64)
-
-
 @dataclass(frozen=True)
 class ZBox(LinearRule):
     """z^B, for inputs confined to a box, such as pixels.  Montavon et al. 2017.
@@ -298,7 +216,7 @@ class ZBox(LinearRule):
     def __init__(
         self, low: Any, high: Any, epsilon: float = EPSILON, zero_params: str | None = None
     ) -> None:
-        _set(self, low=_bound("ZBox", "low", low), high=_bound("ZBox", "high", high))
+        _set(self, low=bound_of("ZBox", "low", low), high=bound_of("ZBox", "high", high))
         _set(self, epsilon=epsilon, zero_params=zero_params)
         self.__post_init__()
 

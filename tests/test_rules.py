@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from relprop import reference, rules
+from relprop.bounds import bound_tensor
 from relprop.functional import linear_relevance
 from relprop.maps import Dense
+from relprop.terms import ZERO
 
 EVERY_RULE = [
     rules.Epsilon(),
@@ -55,9 +57,9 @@ def test_box_owns_its_bounds_and_keeps_their_precision() -> None:
     low = torch.tensor([-1.0, -2.0])
     box = rules.ZBox(low, 2.6400001)
     low.fill_(7.0)
-    assert rules.bound_tensor(box.low).tolist() == [-1.0, -2.0]
-    assert rules.bound_tensor(box.high).item() == 2.6400001
-    assert rules.bound_tensor(rules.ZBox([-0.1, -0.2], np.float64(0.3)).low).tolist() == [
+    assert bound_tensor(box.low).tolist() == [-1.0, -2.0]
+    assert bound_tensor(box.high).item() == 2.6400001
+    assert bound_tensor(rules.ZBox([-0.1, -0.2], np.float64(0.3)).low).tolist() == [
         -0.1,
         -0.2,
     ]
@@ -101,7 +103,7 @@ def test_bad_arguments_are_named(make: object, message: str) -> None:
 def test_groups_of_scale_zero_are_left_out() -> None:
     assert len(rules.AlphaBeta(1, 0).groups) == 1
     assert len(rules.Joint(state=rules.AlphaBeta(1, 0)).groups) == 1
-    assert all(group.bias == rules.ZERO for group in rules.Gamma(zero_params="bias").groups)
+    assert all(group.bias == ZERO for group in rules.Gamma(zero_params="bias").groups)
 
 
 # A layer of two inputs and two outputs.  Contributions a_i W_oi:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.bounds import bound_tensor
 from relprop.errors import InputError
 from relprop.maps import Conv, LinearMap
-from relprop.rules import Joint, LinearRule, Rule, ZBox, bound_tensor
+from relprop.rules import Joint, LinearRule, Rule, ZBox
 
 __all__ = ["check_rule", "check_tensors", "conv_map", "conv_output"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from relprop.backends.onednn import fused_adjoint, rectified_contraction, turned, turns
 from relprop.backends.pointwise import new_like
 from relprop.maps import Conv, Dense, LinearMap
-from relprop.rules import IDENTITY, NEGATIVE, POSITIVE, Modifier
+from relprop.terms import IDENTITY, NEGATIVE, POSITIVE, Modifier
 
 __all__ = ["ABSOLUTE", "Products", "effective_precision", "float32_products", "modified"]
 

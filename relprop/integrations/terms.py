@@ -7,16 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relprop.rules import (
-    IDENTITY,
-    NEGATIVE,
-    POSITIVE,
-    AlphaBeta,
-    Group,
-    LinearRule,
-    Modifier,
-    Term,
-)
+from relprop.rules import AlphaBeta, LinearRule
+from relprop.terms import IDENTITY, NEGATIVE, POSITIVE, Group, Modifier, Term
 
 __all__ = ["ScaledWeights", "WholeBiasAlphaBeta"]
 

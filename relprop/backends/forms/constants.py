@@ -9,8 +9,10 @@ from torch import Tensor
 
 from relprop.backends.forms.layer import Layer
 from relprop.backends.pointwise import divide, new_like
+from relprop.bounds import bound_tensor
 from relprop.maps import Conv
-from relprop.rules import IDENTITY, NEGATIVE, POSITIVE, SQUARE, Flat, WSquare, ZBox, bound_tensor
+from relprop.rules import Flat, WSquare, ZBox
+from relprop.terms import IDENTITY, NEGATIVE, POSITIVE, SQUARE
 
 __all__ = ["FlatForm", "WSquareForm", "ZBoxForm"]
 

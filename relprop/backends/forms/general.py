@@ -11,7 +11,8 @@ from relprop.backends.forms.layer import Layer
 from relprop.backends.pointwise import divide, one_where_zero
 from relprop.backends.products import modified
 from relprop.reference import modify
-from relprop.rules import Group, Joint, LinearRule, Modifier, Term
+from relprop.rules import Joint, LinearRule
+from relprop.terms import Group, Modifier, Term
 
 __all__ = ["GeneralForm"]
 

@@ -17,7 +17,8 @@ from relprop.backends.pointwise import (
     one_where_zero,
 )
 from relprop.backends.products import Products
-from relprop.rules import IDENTITY, POSITIVE, Joint, ZBox
+from relprop.rules import Joint, ZBox
+from relprop.terms import IDENTITY, POSITIVE
 
 __all__ = ["JointForm"]
 

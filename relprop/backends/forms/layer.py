@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from relprop.backends.products import Products
-from relprop.rules import IDENTITY, LinearRule
+from relprop.rules import LinearRule
+from relprop.terms import IDENTITY
 
 __all__ = ["Layer"]
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from relprop.backends.forms.layer import Layer
 from relprop.backends.pointwise import divide
 from relprop.backends.products import ABSOLUTE
-from relprop.rules import IDENTITY, Epsilon, Gamma
+from relprop.rules import Epsilon, Gamma
+from relprop.terms import IDENTITY
 
 __all__ = ["EpsilonForm", "GammaForm"]
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from relprop.backends.forms.layer import Layer
 from relprop.backends.pointwise import divide, one_where_zero, quotient
-from relprop.rules import NEGATIVE, POSITIVE, AlphaBeta, LinearRule
+from relprop.rules import AlphaBeta, LinearRule
+from relprop.terms import NEGATIVE, POSITIVE
 
 __all__ = ["AlphaBetaForm", "RectifiedAlphaBetaForm", "WidenedForm", "ZPlusForm"]
 

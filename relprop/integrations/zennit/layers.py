@@ -15,7 +15,8 @@ from relprop import backends
 from relprop.backends.checks import conv_map
 from relprop.maps import Dense, LinearMap
 from relprop.reference import modify, quotient
-from relprop.rules import Group, LinearRule, ZBox
+from relprop.rules import LinearRule, ZBox
+from relprop.terms import Group
 
 __all__ = ["LinearModule", "kind_of", "linear_module"]
 

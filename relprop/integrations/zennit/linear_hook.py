@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zennit.core import Stabilizer
 
 from relprop import rules
+from relprop.bounds import bound_tensor
 from relprop.errors import InputError
 from relprop.integrations.zennit.hook import RuleHook
 from relprop.integrations.zennit.layers import linear_module
@@ -102,7 +103,7 @@ class LinearHook(RuleHook):
 
 def _padded(rule: rules.ZBox, pad: Callable[[Tensor], Tensor], x: Tensor) -> rules.ZBox:
     """The box around an input that the module pads with its own values."""
-    bounds = [rules.bound_tensor(bound) for bound in (rule.low, rule.high)]
+    bounds = [bound_tensor(bound) for bound in (rule.low, rule.high)]
     if all(bound.ndim == 0 for bound in bounds) or pad(x).shape == x.shape:
         return rule
     low, high = (pad(bound.to(x.device).expand(x.shape)) for bound in bounds)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 import warnings
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -437,10 +439,13 @@ def test_layers_that_captum_has_no_rule_for() -> None:
     below = ours.LayerLRP(net, net[1]).attribute(x, 1, attribute_to_layer_input=True)
     for module in (net[0], net[0][1]):  # type: ignore[index]
         assert_close(ours.LayerLRP(net, module).attribute(x, 1), below)
-    assert_close(
-        ours.LayerLRP(net, net[0]).attribute(x, 1, attribute_to_layer_input=True),
-        ours.LRP(net).attribute(x, 1),
-    )
+    for block in (net[0], net):
+        assert_close(
+            ours.LayerLRP(net, block).attribute(x, 1, attribute_to_layer_input=True),
+            ours.LRP(net).attribute(x, 1),
+        )
+    output = net(x).detach()
+    assert_close(ours.LayerLRP(net, net).attribute(x, 1), output * torch.tensor([0.0, 1.0]))
     with pytest.raises(InputError, match=r"layer: '0.1' has no rule"):
         ours.LayerLRP(net, net[0][1], strict=True).attribute(x, 1)  # type: ignore[index]
 
@@ -525,8 +530,15 @@ def test_targets_that_are_none() -> None:
     for target in (3, -4, (0, 0), [0, 1], None):
         with pytest.raises(InputError, match="target"):
             ours.LRP(net).attribute(x, target)
+    for target in (torch.tensor([[0, 1]] * 3), np.eye(3, dtype=int), [[0], [1], [2]]):
+        for name in ("LRP", *GRADIENT_NAMES):
+            with pytest.raises(InputError, match="several targets a sample"):
+                getattr(ours, name)(net).attribute(x, target)
     with pytest.raises(InputError, match=r"inputs\[0\]: ndarray"):
         ours.LRP(net).attribute(x.numpy(), 0)
+    for strict in (False, True):
+        with pytest.raises(InputError, match=r"model: function; expected a torch\.nn\.Module"):
+            ours.LRP(lambda x: x, strict)  # type: ignore[arg-type]
 
 
 class Several(nn.Module):
@@ -651,6 +663,32 @@ def test_types_follow_the_inputs() -> None:
     for strict in (False, True):
         found = ours.LRP(net, strict=strict).attribute(torch.ones(1, 3).bfloat16(), 0)
         assert found.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("name", [*LRP_NAMES, *GRADIENT_NAMES])
+def test_signatures_are_captums(name: str) -> None:
+    for function in ("__init__", "attribute"):
+        wanted, found = (
+            [
+                (p.name, p.kind, p.default)
+                for p in inspect.signature(
+                    getattr(getattr(library, name), function)
+                ).parameters.values()
+            ]
+            for library in (peer, ours)
+        )
+        if name in LRP_NAMES and function == "__init__":
+            assert found.pop() == ("strict", inspect.Parameter.POSITIONAL_OR_KEYWORD, False)
+        assert found == wanted
+
+
+@pytest.mark.parametrize("name", ["LRP", *GRADIENT_NAMES])
+def test_copies_of_methods_that_were_used(name: str, small: nn.Module) -> None:
+    method, x = getattr(ours, name)(small), torch.randn(2, 4).double()
+    before = method.attribute(x, 1)
+    copied = copy.deepcopy(method)
+    assert copied.forward_func is not small
+    assert torch.equal(copied.attribute(x, 1), before)
 
 
 def test_captum_classes() -> None:

@@ -95,9 +95,19 @@ def target_of(explainer: Explainer, arguments: Arguments, target: Any) -> Any:
 
     A tensor of one element stands for all samples, a negative index counts from the end, and an
     index may leave out trailing axes of size 1.
+
+    Raises:
+        InputError: it has several values a sample, for which Captum's classes have no return form.
     """
     if isinstance(target, Tensor) and target.numel() == 1:
         target = int(target.item())
+    rows = target if isinstance(target, list) else ()
+    if getattr(target, "ndim", 1) > 1 or any(isinstance(row, (list, Tensor)) for row in rows):
+        raise InputError(
+            f"target: {target!r}; expected an index, a list or 1-d tensor of one a sample, or "
+            "tuples where the output has several dimensions; several targets a sample are for "
+            "relprop.Explainer"
+        )
     if not isinstance(target, (int, tuple)) or isinstance(target, bool):
         return target
     position = (target,) if isinstance(target, int) else target

@@ -47,10 +47,17 @@ def _name(place: int) -> str:
     return f"argument_{place}"
 
 
+_PLANNED = ("_explainers", "_held", "_kept")
+
+
 class Holding:
     """A method of Captum's that keeps the model with its unbatched arguments from call to call."""
 
     _held: Held | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy keeps: not what was planned, which holds locks."""
+        return {key: value for key, value in vars(self).items() if key not in _PLANNED}
 
     def _holding(self, model: nn.Module, arguments: Arguments) -> nn.Module:
         """The model to call on `arguments.batched`: itself, if all arguments are there."""

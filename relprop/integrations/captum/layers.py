@@ -146,7 +146,7 @@ def _call(plan: Plan, paths: list[str]) -> str:
 
 
 def _leaving(plan: Plan, path: str) -> list[str]:
-    return [layer_value(plan, path)]
+    return [layer_value(plan, path) if path else plan.output]
 
 
 def _entering(plan: Plan, path: str) -> list[str]:

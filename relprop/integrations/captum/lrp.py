@@ -36,12 +36,15 @@ class LRP(Holding, CaptumLRP):  # type: ignore[misc]
 
     Raises:
         TypeError: a `module.rule` is no rule of Captum's.
+        relprop.InputError: the model is no module.
     """
 
+    _kept: tuple[tuple[ModuleRules, int], Explainer] | None = None
+
     def __init__(self, model: nn.Module, strict: bool = False) -> None:
+        unwrap(model)
         CaptumLRP.__init__(self, model)
         self.strict = strict
-        self._explainers: dict[tuple[ModuleRules, int], Explainer] = {}
 
     @unwrappable
     def attribute(
@@ -91,10 +94,10 @@ class LRP(Holding, CaptumLRP):  # type: ignore[misc]
         model = self._holding(unwrap(self.model), arguments)
         composite = composite_of(model)
         key = composite, len(arguments.inputs)
-        if key not in self._explainers or self._explainers[key].model is not model:
+        if self._kept is None or self._kept[0] != key or self._kept[1].model is not model:
             method = PropagationMethod("captum_lrp", "output", composite)
-            self._explainers = {key: Explainer(model, method, inputs=arguments.explained)}
-        explainer = self._explainers[key]
+            self._kept = key, Explainer(model, method, inputs=arguments.explained)
+        explainer = self._kept[1]
         _, plan, _ = explainer._prepare(Call.of(arguments.batched, None, 0))
         assert isinstance(plan, Plan)
         _check_folded(plan, composite)

@@ -18,7 +18,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from relprop.backends.products import modified
 from relprop.capture import CAPTURE_LOCK
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node
@@ -29,6 +28,7 @@ from relprop.modes import check_modes, neutral_modes
 from relprop.record import record
 from relprop.run import located, source_values
 from relprop.snapshot import untouched
+from relprop.terms import modified
 
 __all__ = ["StrictResult", "layer_rules", "strict_relevance"]
 

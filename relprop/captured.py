@@ -20,10 +20,9 @@ from relprop.modes import check_modes, neutral_modes
 from relprop.record import record
 from relprop.rewrite import canonical
 from relprop.snapshot import hooks_disabled, untouched
-from relprop.unwrap import unwrap
 from relprop.verification import difference, run_model
 
-__all__ = ["Call", "captured", "check_modes", "neutral_modes", "unwrap"]
+__all__ = ["captured"]
 
 KEPT = 16
 """Graphs kept per model, for inputs of different shapes; the least recently used goes first."""

@@ -5,48 +5,21 @@ operation, so nothing here knows of graphs or tensors.  Presets carry the names 
 those of Zennit mean what they mean there, on networks with one stem.
 """
 
-from relprop.composites.composite import KINDS, LINEAR_KINDS, Composite, LayerInfo, Selector
-from relprop.composites.presets import (
-    PRESETS,
-    alpha_beta,
-    deep_taylor,
-    epsilon_alpha2_beta1,
-    epsilon_alpha2_beta1_flat,
-    epsilon_gamma_box,
-    epsilon_plus,
-    epsilon_plus_flat,
-    excitation_backprop,
-    from_name,
-    lrp_epsilon,
-    lrp_flat,
-    lrp_gamma,
-    lrp_w_square,
-    lrp_zero,
-    lrp_zplus,
-    uniform,
-)
+from relprop.composites import presets
+from relprop.composites.composite import Composite
+from relprop.composites.kinds import KINDS, LINEAR_KINDS
+from relprop.composites.names import from_name
+from relprop.composites.presets import *  # noqa: F403 (the names are listed there)
+from relprop.composites.selectors import LayerInfo, Selector
+from relprop.composites.uniform import uniform
 
 __all__ = [
     "KINDS",
     "LINEAR_KINDS",
-    "PRESETS",
     "Composite",
     "LayerInfo",
     "Selector",
-    "alpha_beta",
-    "deep_taylor",
-    "epsilon_alpha2_beta1",
-    "epsilon_alpha2_beta1_flat",
-    "epsilon_gamma_box",
-    "epsilon_plus",
-    "epsilon_plus_flat",
-    "excitation_backprop",
     "from_name",
-    "lrp_epsilon",
-    "lrp_flat",
-    "lrp_gamma",
-    "lrp_w_square",
-    "lrp_zero",
-    "lrp_zplus",
     "uniform",
 ]
+__all__ += presets.__all__

@@ -1,85 +1,24 @@
-"""Composites as data: selectors, precedence, and which rule each layer gets."""
+"""Composites as data: precedence, and which rule each layer gets."""
 
 from __future__ import annotations
 
 import difflib
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
-
-from relprop.errors import InputError, PlanningError
-from relprop.rules import (
-    EPSILON,
-    Epsilon,
-    LinearRule,
-    Norm,
-    Pass,
-    Product,
-    Recurrent,
-    Rule,
-    ZBox,
+from relprop.composites.checks import (
+    checked_first,
+    checked_kind_pairs,
+    checked_pairs,
+    checked_stabilizer,
 )
+from relprop.composites.kinds import KINDS, LINEAR_KINDS, adapted, allowed_rules, fits
+from relprop.composites.selectors import LayerInfo, Selector, matches, show, show_pairs
+from relprop.errors import PlanningError
+from relprop.rules import EPSILON, Rule
 
-__all__ = [
-    "KINDS",
-    "LINEAR_KINDS",
-    "Composite",
-    "LayerInfo",
-    "Selector",
-    "adapted",
-    "allowed_rules",
-    "checked_rule",
-    "fits",
-]
-
-Selector = str | type[nn.Module]
-"""A kind of layer, a glob on the dotted module path, or a module class."""
-
-LINEAR_KINDS = ("linear", "conv", "conv_transpose")
-"""The kinds that `first` and `pixel` apply to."""
-
-_RULES_OF_KIND: dict[str, tuple[type[Rule], ...]] = {
-    **dict.fromkeys(LINEAR_KINDS, (LinearRule, Pass)),
-    "activation": (Pass,),
-    "add": (Norm,),
-    "mul": (Product,),
-    "avg_pool": (Norm,),
-    "max_pool": (),
-    "batch_norm": (Pass, LinearRule),
-    "embedding": (),
-    "recurrent": (Recurrent, LinearRule),
-}
-
-KINDS = tuple(_RULES_OF_KIND)
-"""The words that select layers by kind."""
-
-_RULES_OF_OTHER_KINDS: tuple[type[Rule], ...] = (Pass, Norm, Epsilon)
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """What a composite may know of one operation.
-
-    Attributes:
-        kind: one of `KINDS`, or another word that the engine uses.
-        path: full dotted path of the module that owns the operation; a repeated call of that
-            module has the suffix `@1`, `@2`, ...
-        module_types: classes of the modules around the operation, from the innermost outward.
-        first: whether a floating input reaches it without crossing another linear layer.
-    """
-
-    kind: str
-    path: str
-    module_types: tuple[type, ...] = ()
-    first: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.path or 'the model itself'!r} ({self.kind})"
+__all__ = ["Composite"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,11 +72,11 @@ class Composite:
         name: str = "",
     ) -> None:
         values = {
-            "rules": _pairs("rules", rules),
-            "first": _first(first, pixel),
-            "stabilizer": _stabilizer(stabilizer),
-            "defaults": _kind_pairs("defaults", defaults, KINDS),
-            "overrides": _pairs("overrides", overrides),
+            "rules": checked_pairs("rules", rules),
+            "first": checked_first(first, pixel),
+            "stabilizer": checked_stabilizer(stabilizer),
+            "defaults": checked_kind_pairs("defaults", defaults, KINDS),
+            "overrides": checked_pairs("overrides", overrides),
             "name": name,
         }
         for key, value in values.items():
@@ -145,7 +84,7 @@ class Composite:
 
     def with_rule(self, selector: Selector, rule: Rule) -> Composite:
         """A new composite in which `rule` outranks everything given before, `first` included."""
-        added = _pairs("with_rule", [(selector, rule)])
+        added = checked_pairs("with_rule", [(selector, rule)])
         return replace(self, overrides=added + self.overrides)
 
     def assign(self, layers: Sequence[LayerInfo]) -> list[Rule | None]:
@@ -177,7 +116,7 @@ class Composite:
         required: bool = True,
     ) -> None:
         """Write a rule to the layers it is selected for and that have none yet."""
-        matched = [i for i, layer in enumerate(layers) if _matches(selector, layer)]
+        matched = [i for i, layer in enumerate(layers) if matches(selector, layer)]
         fitting = [i for i in matched if fits(rule, layers[i].kind)]
         if required and not matched:
             raise PlanningError(self._unmatched(selector, layers))
@@ -217,7 +156,7 @@ class Composite:
         near = difflib.get_close_matches(wanted, sorted(set(names)), n=3, cutoff=0.5)
         hint = f"Near it: {', '.join(near)}. " if near else ""
         return (
-            f"{self._label}: selector {_show(selector)} matches no layer of this model. {hint}"
+            f"{self._label}: selector {show(selector)} matches no layer of this model. {hint}"
             f"Expected a kind ({', '.join(kinds) or 'none here'}), a glob on a module path, or the "
             "class of a module; correct it or leave it out."
         )
@@ -227,14 +166,14 @@ class Composite:
         kinds = dict.fromkeys(layer.kind for layer in matched)
         allowed = "; ".join(f"{kind} takes {allowed_rules(kind)}" for kind in kinds)
         return (
-            f"{self._label}: selector {_show(selector)} gives {rule!r} to {shown}, "
+            f"{self._label}: selector {show(selector)} gives {rule!r} to {shown}, "
             f"which cannot take it: {allowed}."
         )
 
     def __repr__(self) -> str:
         parts = []
         if self.rules:
-            parts.append(f"rules={_show_pairs(self.rules)}")
+            parts.append(f"rules={show_pairs(self.rules)}")
         if isinstance(self.first, tuple):
             parts.append(f"first={dict(self.first)!r}")
         elif self.first is not None:
@@ -243,74 +182,10 @@ class Composite:
             parts.append(f"stabilizer={self.stabilizer!r}")
         for key in ("defaults", "overrides"):
             if getattr(self, key):
-                parts.append(f"{key}={_show_pairs(getattr(self, key))}")
+                parts.append(f"{key}={show_pairs(getattr(self, key))}")
         if self.name:
             parts.append(f"name={self.name!r}")
         return f"Composite({', '.join(parts)})"
-
-
-def _pairs(where: str, pairs: Iterable[tuple[Selector, Rule]]) -> tuple[tuple[Selector, Rule], ...]:
-    checked = []
-    for entry in pairs:
-        if not isinstance(entry, (tuple, list)) or len(entry) != 2:
-            raise InputError(f"Composite {where}: got {entry!r}; expected (selector, rule) pairs")
-        selector, rule = entry
-        module_class = isinstance(selector, type) and issubclass(selector, nn.Module)
-        if not module_class and not (isinstance(selector, str) and selector):
-            raise InputError(
-                f"Composite {where}: selector {selector!r} is neither a kind ({', '.join(KINDS)}), "
-                "nor a glob on a module path, nor an nn.Module class"
-            )
-        checked.append((selector, checked_rule(where, rule)))
-    return tuple(checked)
-
-
-def checked_rule(where: str, rule: Any) -> Rule:
-    """The rule, if it is one; an error that says what came else."""
-    if isinstance(rule, Rule):
-        return rule
-    called = isinstance(rule, type) and issubclass(rule, Rule)
-    hint = f"; write {rule.__name__}(...), an instance" if called else ""
-    raise InputError(f"Composite {where}: {rule!r} is not a rule of relprop.rules{hint}")
-
-
-def _kind_pairs(
-    where: str, pairs: Iterable[tuple[str, Rule]], kinds: Sequence[str]
-) -> tuple[tuple[str, Rule], ...]:
-    checked: list[tuple[str, Rule]] = []
-    for kind, rule in pairs:
-        if kind not in kinds:
-            raise InputError(f"Composite {where}: kind {kind!r}; expected {', '.join(kinds)}")
-        if not fits(checked_rule(where, rule), kind):
-            raise InputError(
-                f"Composite {where}: {kind!r} is given {rule!r}, but {kind} takes "
-                f"{allowed_rules(kind)}"
-            )
-        checked.append((kind, rule))
-    return tuple(checked)
-
-
-def _first(first: Any, pixel: Any) -> Rule | tuple[tuple[str, Rule], ...] | None:
-    if first is not None and pixel is not None:
-        raise InputError(
-            "Composite: both first and pixel are given; pixel=(low, high) is short for "
-            "first=ZBox(low, high), so give one of them"
-        )
-    if pixel is not None:
-        if not isinstance(pixel, (tuple, list)) or len(pixel) != 2:
-            raise InputError(f"Composite: pixel is {pixel!r}; expected (low, high)")
-        return ZBox(*pixel)
-    if first is None:
-        return None
-    if isinstance(first, (Mapping, tuple, list)):
-        pairs = first.items() if isinstance(first, Mapping) else first
-        return _kind_pairs("first", pairs, LINEAR_KINDS) or None
-    rule = checked_rule("first", first)
-    if not fits(rule, "linear"):
-        raise InputError(
-            f"Composite first: {rule!r}; a linear layer takes {allowed_rules('linear')}"
-        )
-    return rule
 
 
 def _rule_of_first(first: Rule | tuple[tuple[str, Rule], ...], kind: str) -> Rule | None:
@@ -318,52 +193,3 @@ def _rule_of_first(first: Rule | tuple[tuple[str, Rule], ...], kind: str) -> Rul
         return first
     by_kind = dict(first)
     return by_kind.get(kind) or (by_kind.get("conv") if kind == "conv_transpose" else None)
-
-
-def _stabilizer(value: Any) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        raise InputError(f"Composite: stabilizer is {value!r}; expected a finite number >= 0")
-    return float(value)
-
-
-def _matches(selector: Selector, layer: LayerInfo) -> bool:
-    if isinstance(selector, type):
-        return bool(layer.module_types) and issubclass(layer.module_types[0], selector)
-    if selector in KINDS:
-        return layer.kind == selector or (selector, layer.kind) == ("conv", "conv_transpose")
-    glob = selector.removeprefix("path:")
-    plain = re.sub(r"@\d+$", "", layer.path)
-    return fnmatchcase(layer.path, glob) or fnmatchcase(plain, glob)
-
-
-def fits(rule: Rule, kind: str) -> bool:
-    """Whether layers of that kind take the rule."""
-    return isinstance(rule, _RULES_OF_KIND.get(kind, _RULES_OF_OTHER_KINDS))
-
-
-def allowed_rules(kind: str) -> str:
-    """The rules that layers of a kind take, in words."""
-    names: dict[type[Rule], str] = {
-        LinearRule: "a rule of linear maps (Epsilon, ZPlus, AlphaBeta, ...)"
-    }
-    allowed = _RULES_OF_KIND.get(kind, _RULES_OF_OTHER_KINDS)
-    if not allowed:
-        return "no rule, its relevance moves in one way only"
-    return " or ".join(names.get(rule, rule.__name__) for rule in allowed)
-
-
-def adapted(rule: Rule, kind: str) -> Rule:
-    """A rule of linear maps on a recurrent layer is the rule of its candidate's map."""
-    if kind != "recurrent" or not isinstance(rule, LinearRule):
-        return rule
-    plain = rule == Epsilon(rule.epsilon)
-    return Recurrent(epsilon=rule.epsilon, rule=None if plain else rule)
-
-
-def _show(selector: Selector) -> str:
-    return selector.__name__ if isinstance(selector, type) else repr(selector)
-
-
-def _show_pairs(pairs: Iterable[tuple[Selector, Rule]]) -> str:
-    return "[" + ", ".join(f"({_show(selector)}, {rule!r})" for selector, rule in pairs) + "]"

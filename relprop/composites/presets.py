@@ -5,27 +5,14 @@ Their rules are `defaults`: a network without convolutions may use them too.
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from relprop.composites.composite import Composite, adapted, allowed_rules, checked_rule, fits
+from relprop.composites.composite import Composite
+from relprop.composites.uniform import by_layer, uniform
 from relprop.errors import InputError
-from relprop.rules import (
-    EPSILON,
-    AlphaBeta,
-    Epsilon,
-    Flat,
-    Gamma,
-    Recurrent,
-    Rule,
-    WSquare,
-    ZBox,
-    ZPlus,
-)
+from relprop.rules import EPSILON, AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 
 __all__ = [
     "PRESETS",
@@ -37,35 +24,18 @@ __all__ = [
     "epsilon_plus",
     "epsilon_plus_flat",
     "excitation_backprop",
-    "from_name",
     "lrp_epsilon",
     "lrp_flat",
     "lrp_gamma",
     "lrp_w_square",
     "lrp_zero",
     "lrp_zplus",
-    "uniform",
 ]
-
-
-def _preset(
-    name: str,
-    conv: Rule,
-    linear: Rule,
-    stabilizer: float,
-    first: Rule | Mapping[str, Rule] | None = None,
-    recurrent: Rule | None = None,
-) -> Composite:
-    pairs = [("conv", conv), ("linear", linear)]
-    if recurrent is not None:
-        pairs.append(("recurrent", recurrent))
-    return Composite(first=first, stabilizer=stabilizer, defaults=pairs, name=name)
-
 
 ZeroParams = str | Sequence[str] | None
 
 
-def _zero_params(value: ZeroParams) -> str | None:
+def zero_params_of(value: ZeroParams) -> str | None:
     """Zennit takes a list of parameter names; a rule takes "bias" or None."""
     if value is None or isinstance(value, str):
         return value
@@ -85,35 +55,36 @@ def epsilon_plus(
         stabilizer: stabilizer of everything else.
         zero_params: "bias" leaves biases out of the denominators.
     """
-    zero = _zero_params(zero_params)
-    return _preset("epsilon_plus", ZPlus(stabilizer, zero), Epsilon(epsilon, zero), stabilizer)
+    zero = zero_params_of(zero_params)
+    return by_layer("epsilon_plus", ZPlus(stabilizer, zero), Epsilon(epsilon, zero), stabilizer)
 
 
 def epsilon_plus_flat(
     epsilon: float = EPSILON, stabilizer: float = EPSILON, zero_params: ZeroParams = None
 ) -> Composite:
     """`epsilon_plus` with Flat in the first layer.  Zennit's EpsilonPlusFlat."""
-    base = epsilon_plus(epsilon, stabilizer, zero_params)
-    flat = Flat(stabilizer, _zero_params(zero_params))
-    return replace(base, first=flat, name="epsilon_plus_flat")
+    return _flat_first(epsilon_plus(epsilon, stabilizer, zero_params), zero_params)
 
 
 def epsilon_alpha2_beta1(
     epsilon: float = EPSILON, stabilizer: float = EPSILON, zero_params: ZeroParams = None
 ) -> Composite:
     """AlphaBeta(2, 1) in convolutions, Epsilon in dense layers.  Zennit's EpsilonAlpha2Beta1."""
-    zero = _zero_params(zero_params)
+    zero = zero_params_of(zero_params)
     conv = AlphaBeta(2.0, 1.0, stabilizer, zero)
-    return _preset("epsilon_alpha2_beta1", conv, Epsilon(epsilon, zero), stabilizer)
+    return by_layer("epsilon_alpha2_beta1", conv, Epsilon(epsilon, zero), stabilizer)
 
 
 def epsilon_alpha2_beta1_flat(
     epsilon: float = EPSILON, stabilizer: float = EPSILON, zero_params: ZeroParams = None
 ) -> Composite:
     """`epsilon_alpha2_beta1` with Flat in the first layer.  Zennit's EpsilonAlpha2Beta1Flat."""
-    base = epsilon_alpha2_beta1(epsilon, stabilizer, zero_params)
-    flat = Flat(stabilizer, _zero_params(zero_params))
-    return replace(base, first=flat, name="epsilon_alpha2_beta1_flat")
+    return _flat_first(epsilon_alpha2_beta1(epsilon, stabilizer, zero_params), zero_params)
+
+
+def _flat_first(base: Composite, zero_params: ZeroParams) -> Composite:
+    flat = Flat(base.stabilizer, zero_params_of(zero_params))
+    return replace(base, first=flat, name=f"{base.name}_flat")
 
 
 def epsilon_gamma_box(
@@ -136,41 +107,16 @@ def epsilon_gamma_box(
         stabilizer: stabilizer of everything else.
         zero_params: "bias" leaves biases out of the denominators.
     """
-    zero = _zero_params(zero_params)
+    zero = zero_params_of(zero_params)
     conv, box = Gamma(gamma, stabilizer, zero), ZBox(low, high, stabilizer, zero)
     first = {"conv": box}
-    return _preset("epsilon_gamma_box", conv, Epsilon(epsilon, zero), stabilizer, first)
+    return by_layer("epsilon_gamma_box", conv, Epsilon(epsilon, zero), stabilizer, first)
 
 
 def excitation_backprop(stabilizer: float = EPSILON, zero_params: ZeroParams = None) -> Composite:
     """ZPlus in every linear layer.  Zhang et al. 2016; Zennit's ExcitationBackprop."""
-    rule = ZPlus(stabilizer, _zero_params(zero_params))
-    return _preset("excitation_backprop", rule, rule, stabilizer)
-
-
-def uniform(rule: Rule, *, stabilizer: float | None = None, name: str = "") -> Composite:
-    """One rule on every linear layer: what a bare rule means as a method.
-
-    Args:
-        rule: `Epsilon(e)` goes to recurrent layers too and makes e the stabilizer; any other
-            rule of linear maps, or `Pass`, goes to linear layers and convolutions alone;
-            `Recurrent` goes to recurrent layers and its epsilon to everything else.
-        stabilizer: of everything else; None is e as above, 1e-6 for other rules.
-        name: what to call the composite in messages.
-
-    Raises:
-        InputError: the rule is of no use to a linear or recurrent layer.
-    """
-    checked_rule("uniform", rule)
-    if not (fits(rule, "linear") or fits(rule, "recurrent")):
-        raise InputError(f"uniform: {rule!r}; a linear layer takes {allowed_rules('linear')}")
-    shared = isinstance(rule, (Epsilon, Recurrent))
-    if stabilizer is None:
-        stabilizer = rule.epsilon if isinstance(rule, (Epsilon, Recurrent)) else EPSILON
-    linear = Epsilon(rule.epsilon) if isinstance(rule, Recurrent) else rule
-    recurrent = adapted(rule, "recurrent") if shared else None
-    label = name or type(rule).__name__
-    return _preset(label, linear, linear, stabilizer, recurrent=recurrent)
+    rule = ZPlus(stabilizer, zero_params_of(zero_params))
+    return by_layer("excitation_backprop", rule, rule, stabilizer)
 
 
 def alpha_beta(
@@ -188,7 +134,7 @@ def alpha_beta(
     """
     rule = AlphaBeta(alpha, beta, stabilizer, conserve=True)
     first = None if pixel is None else ZBox(*pixel, epsilon=stabilizer)
-    return _preset("alpha_beta", rule, rule, stabilizer, first)
+    return by_layer("alpha_beta", rule, rule, stabilizer, first)
 
 
 def deep_taylor(low: Any, high: Any, stabilizer: float = EPSILON) -> Composite:
@@ -197,36 +143,36 @@ def deep_taylor(low: Any, high: Any, stabilizer: float = EPSILON) -> Composite:
     Montavon et al. 2017.  The method starts from relu of the output.
     """
     rule, box = AlphaBeta(1.0, 0.0, stabilizer), ZBox(low, high, stabilizer)
-    return _preset("deep_taylor", rule, rule, stabilizer, box)
+    return by_layer("deep_taylor", rule, rule, stabilizer, box)
 
 
 def lrp_zero(zero_params: ZeroParams = None) -> Composite:
     """LRP-0: Epsilon without a stabilizer.  Bach et al. 2015; Montavon et al. 2019."""
-    return uniform(Epsilon(0.0, _zero_params(zero_params)), name="lrp_zero")
+    return uniform(Epsilon(0.0, zero_params_of(zero_params)), name="lrp_zero")
 
 
 def lrp_epsilon(epsilon: float = EPSILON, zero_params: ZeroParams = None) -> Composite:
     """LRP-epsilon everywhere.  Bach et al. 2015, eq. 58."""
-    return uniform(Epsilon(epsilon, _zero_params(zero_params)), name="lrp_epsilon")
+    return uniform(Epsilon(epsilon, zero_params_of(zero_params)), name="lrp_epsilon")
 
 
 def lrp_gamma(
     gamma: float = 0.25, stabilizer: float = EPSILON, zero_params: ZeroParams = None
 ) -> Composite:
     """LRP-gamma in every linear layer.  Montavon et al. 2019; Andéol et al. 2021."""
-    rule = Gamma(gamma, stabilizer, _zero_params(zero_params))
+    rule = Gamma(gamma, stabilizer, zero_params_of(zero_params))
     return uniform(rule, stabilizer=stabilizer, name="lrp_gamma")
 
 
 def lrp_zplus(stabilizer: float = EPSILON, zero_params: ZeroParams = None) -> Composite:
     """ZPlus in every linear layer.  Montavon et al. 2017."""
-    rule = ZPlus(stabilizer, _zero_params(zero_params))
+    rule = ZPlus(stabilizer, zero_params_of(zero_params))
     return uniform(rule, stabilizer=stabilizer, name="lrp_zplus")
 
 
 def lrp_w_square(stabilizer: float = EPSILON, zero_params: ZeroParams = None) -> Composite:
     """WSquare in every linear layer.  Montavon et al. 2017."""
-    rule = WSquare(stabilizer, _zero_params(zero_params))
+    rule = WSquare(stabilizer, zero_params_of(zero_params))
     return uniform(rule, stabilizer=stabilizer, name="lrp_w_square")
 
 
@@ -254,60 +200,4 @@ PRESETS: dict[str, Callable[..., Composite]] = {
         lrp_flat,
     )
 }
-"""The composites that `from_name` knows, besides `lrp_alpha<alpha>_beta<beta>`."""
-
-_ALPHA_BETA_NAME = re.compile(r"lrp_alpha(\d+(?:\.\d+)?)_beta(\d+(?:\.\d+)?)")
-
-
-def from_name(name: str, **options: Any) -> Composite:
-    """A preset by name: a key of `PRESETS`, or `lrp_alpha<alpha>_beta<beta>` with alpha - beta = 1.
-
-    Args:
-        name: for instance "epsilon_plus" or "lrp_alpha2_beta1" (AlphaBeta in every linear layer,
-            no rule for pixels).
-        options: the arguments of the preset.
-
-    Raises:
-        InputError: the name or an option is unknown, a required option is missing, or a value is
-            out of range.
-    """
-    preset = _preset_by_name(name)
-    parameters = inspect.signature(preset).parameters
-    unknown = sorted(set(options) - set(parameters))
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], list(parameters), n=1)
-        hint = f"; did you mean {near[0]!r}" if near else ""
-        raise InputError(
-            f"{name}: unknown option {unknown[0]!r}{hint}; it takes {', '.join(parameters)}"
-        )
-    required = [key for key, p in parameters.items() if p.default is inspect.Parameter.empty]
-    missing = [key for key in required if key not in options]
-    if missing:
-        raise InputError(
-            f"{name}: it needs {' and '.join(missing)}, the least and greatest value an input can "
-            f"have; pass method_options={{{', '.join(f'{key!r}: ...' for key in required)}}}"
-        )
-    try:
-        return preset(**options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: {error}") from error
-
-
-def _preset_by_name(name: str) -> Callable[..., Composite]:
-    if name in PRESETS:
-        return PRESETS[name]
-    match = _ALPHA_BETA_NAME.fullmatch(name)
-    if match is None:
-        near = difflib.get_close_matches(name, list(PRESETS), n=3, cutoff=0.4)
-        hint = f"near it: {', '.join(near)}" if near else f"expected one of {', '.join(PRESETS)}"
-        raise InputError(
-            f"Unknown composite {name!r}; {hint} (or lrp_alpha<alpha>_beta<beta> such as "
-            "lrp_alpha2_beta1)"
-        )
-    alpha, beta = map(float, match.groups())
-
-    def preset(stabilizer: float = EPSILON, zero_params: ZeroParams = None) -> Composite:
-        rule = AlphaBeta(alpha, beta, stabilizer, _zero_params(zero_params))
-        return uniform(rule, stabilizer=stabilizer, name=name)
-
-    return preset
+"""By name, in the order in which they are listed to a user."""

@@ -18,7 +18,7 @@ from relprop.bounds import bound_tensor
 from relprop.errors import InputError
 from relprop.maps import LinearMap
 from relprop.rules import AlphaBeta, Joint, LinearRule
-from relprop.terms import Group, Modifier
+from relprop.terms import Group, Modifier, modified
 
 __all__ = [
     "absorbed",
@@ -175,35 +175,13 @@ def sum_relevance(a: Tensor, b: Tensor, relevance: Tensor, epsilon: float) -> tu
 
 def modify(modifier: Modifier, u: Tensor, linear_map: LinearMap, rule: LinearRule) -> Tensor:
     """The modified tensor, shaped like `u`."""
-    result = _modified(modifier, u, linear_map, rule)
+    if modifier.kind == "constant":
+        result = -_bounds(modifier, u, linear_map, rule)
+    else:
+        result = modified(modifier, u)
     if modifier.part is None:
         return result
     return result * _mask(modifier.part, u, linear_map, rule)
-
-
-def _modified(modifier: Modifier, u: Tensor, linear_map: LinearMap, rule: LinearRule) -> Tensor:
-    match modifier.kind:
-        case "identity":
-            return u
-        case "positive":
-            return u.clamp(min=0)
-        case "negative":
-            return u.clamp(max=0)
-        case "absolute":
-            return u.abs()
-        case "square":
-            return u.square()
-        case "one":
-            return torch.ones_like(u)
-        case "zero":
-            return torch.zeros_like(u)
-        case "plus_positive":
-            return u + modifier.value * u.clamp(min=0)
-        case "plus_negative":
-            return u + modifier.value * u.clamp(max=0)
-        case "constant":
-            return -_bounds(modifier, u, linear_map, rule)
-    raise InputError(f"{type(rule).__name__}: unknown modifier {modifier.kind!r}")
 
 
 def _bounds(modifier: Modifier, u: Tensor, linear_map: LinearMap, rule: LinearRule) -> Tensor:

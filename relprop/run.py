@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from relprop.backends import Backend
 from relprop.backends.joined import joined
+from relprop.binding import rule_text
 from relprop.capture import CAPTURE_LOCK
 from relprop.conservation import StepRecord
 from relprop.errors import InputError, RelpropError, is_out_of_memory
 from relprop.graph import Graph, Node
 from relprop.layers import Parts, Step
 from relprop.oracle import naive_relevance
-from relprop.plan import Plan, rule_text
+from relprop.plan import Plan
 
 __all__ = ["Engine", "Forward", "evaluate", "forward", "located", "relevance", "source_values"]
 

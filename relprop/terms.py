@@ -6,8 +6,8 @@ With `f_t(a)` the modified input, `g_t(W)` the modified weight and `R` the relev
     quotient      s_g  = scale_g * gate_g(z) * R / st(z_g)      (0 where st(z_g) is 0)
     adjoint       R_in = sum_g sum_t f_t(a) * (g_t(W)^T s_g)
 
-`st(z) = z + epsilon * sgn(z)` with `sgn(0) = +1`.  Nothing here computes: `relprop.reference` is
-the naive evaluation of this table, `relprop.backends` the fast ones.
+`st(z) = z + epsilon * sgn(z)` with `sgn(0) = +1`.  `relprop.reference` is the naive evaluation
+of this table, `relprop.backends` the fast ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from relprop.errors import InputError
+
 __all__ = [
+    "ABSOLUTE",
     "IDENTITY",
     "NEGATIVE",
     "ONE",
@@ -27,6 +33,7 @@ __all__ = [
     "Group",
     "Modifier",
     "Term",
+    "modified",
 ]
 
 
@@ -51,6 +58,7 @@ POSITIVE = Modifier("positive")
 NEGATIVE = Modifier("negative")
 ONE = Modifier("one")
 SQUARE = Modifier("square")
+ABSOLUTE = Modifier("absolute")
 ZERO = Modifier("zero")
 
 
@@ -83,3 +91,27 @@ class Group:
 SAME_SIGNS = (Term(POSITIVE, POSITIVE), Term(NEGATIVE, NEGATIVE))
 OPPOSITE_SIGNS = (Term(POSITIVE, NEGATIVE), Term(NEGATIVE, POSITIVE))
 """The positive, and the negative, products of an input and a weight of any sign."""
+
+
+def modified(modifier: Modifier, u: Tensor) -> Tensor:
+    """A weight, bias or input under a modifier that looks at nothing but its values."""
+    match modifier.kind:
+        case "identity":
+            return u
+        case "positive":
+            return u.clamp(min=0)
+        case "negative":
+            return u.clamp(max=0)
+        case "absolute":
+            return u.abs()
+        case "square":
+            return u.square()
+        case "one":
+            return torch.ones_like(u)
+        case "zero":
+            return torch.zeros_like(u)
+        case "plus_positive":
+            return u + modifier.value * u.clamp(min=0)
+        case "plus_negative":
+            return u + modifier.value * u.clamp(max=0)
+    raise InputError(f"modifier {modifier.kind!r} has no elementwise form")

@@ -13,11 +13,10 @@ from torch import Tensor
 from relprop.backends.onednn import fused_adjoint, rectified_contraction, turned, turns
 from relprop.backends.pointwise import new_like
 from relprop.maps import Conv, Dense, LinearMap
-from relprop.terms import IDENTITY, NEGATIVE, POSITIVE, Modifier
+from relprop.terms import IDENTITY, NEGATIVE, POSITIVE, Modifier, modified
 
-__all__ = ["ABSOLUTE", "Products", "effective_precision", "float32_products", "modified"]
+__all__ = ["Products", "effective_precision", "float32_products"]
 
-ABSOLUTE = Modifier("absolute")
 FEW_ROWS = 64
 
 
@@ -27,30 +26,6 @@ class _Stack:
 
     parts: tuple[Modifier, ...]
     scales: tuple[float, ...]
-
-
-def modified(modifier: Modifier, u: Tensor) -> Tensor:
-    """A weight, bias or input under a modifier that looks at nothing but its values."""
-    match modifier.kind:
-        case "identity":
-            return u
-        case "positive":
-            return u.clamp(min=0)
-        case "negative":
-            return u.clamp(max=0)
-        case "absolute":
-            return u.abs()
-        case "square":
-            return u.square()
-        case "one":
-            return torch.ones_like(u)
-        case "zero":
-            return torch.zeros_like(u)
-        case "plus_positive":
-            return u + modifier.value * u.clamp(min=0)
-        case "plus_negative":
-            return u + modifier.value * u.clamp(max=0)
-    raise ValueError(f"modifier {modifier.kind!r} has no elementwise form")
 
 
 class Pair(NamedTuple):

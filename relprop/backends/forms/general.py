@@ -9,10 +9,9 @@ from torch import Tensor
 
 from relprop.backends.forms.layer import Layer
 from relprop.backends.pointwise import divide, one_where_zero
-from relprop.backends.products import modified
 from relprop.reference import modify
 from relprop.rules import Joint, LinearRule
-from relprop.terms import Group, Modifier, Term
+from relprop.terms import Group, Modifier, Term, modified
 
 __all__ = ["GeneralForm"]
 

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from relprop.backends.forms.layer import Layer
 from relprop.backends.pointwise import divide
-from relprop.backends.products import ABSOLUTE
 from relprop.rules import Epsilon, Gamma
-from relprop.terms import IDENTITY
+from relprop.terms import ABSOLUTE, IDENTITY
 
 __all__ = ["EpsilonForm", "GammaForm"]
 

@@ -1,0 +1,210 @@
+"""Nodes of a canonical graph bound to rules one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from relprop.analysis import Facts, carrying_refs
+from relprop.backends import LinearCall
+from relprop.composites import Composite
+from relprop.errors import PlanningError
+from relprop.graph import Graph, Node, Ref
+from relprop.joint import nonnegative_state, with_channels
+from relprop.layers import Operation, Step, operation
+from relprop.layers.base import refuse
+from relprop.layers.pointwise import Unchanged
+from relprop.layers.recurrent import Recurrence
+from relprop.rules import Joint, LinearRule, Norm, Pass, Product, Rule
+
+__all__ = ["Binder", "rule_text"]
+
+
+def rule_text(rule: Rule) -> str:
+    """The rule without what is at its default."""
+    try:
+        default = type(rule)()
+    except TypeError:
+        return repr(rule)
+    shown = [
+        f"{name}={value!r}"
+        for name, value in vars(rule).items()
+        if value != getattr(default, name, None)
+    ]
+    return f"{type(rule).__name__}({', '.join(shown)})"
+
+
+class Binder:
+    """Binds nodes to rules one by one and gathers what is wrong."""
+
+    def __init__(
+        self, graph: Graph, facts: Facts, composite: Composite, precision: str, method: str
+    ) -> None:
+        self.graph, self.facts, self.composite = graph, facts, composite
+        self.precision, self.method = precision, method
+        self.unruled: list[str] = []
+        self.problems: list[str] = []
+
+    def bind_all(
+        self, nodes: list[Node], given: Mapping[str, Rule | None], output: str
+    ) -> dict[str, Step]:
+        """The steps: what only gates read gets no relevance, so needs no rule."""
+        reached, steps = {output}, {}
+        for node in reversed(nodes):
+            known = len(self.unruled), len(self.problems)
+            step = self.bind(node, given.get(node.name))
+            if node.name not in reached:
+                del self.unruled[known[0] :], self.problems[known[1] :]
+            else:
+                reached.update(node.refs if step is None else _receivers(step))
+            if step is not None:
+                steps[node.name] = step
+        self.unruled.reverse()
+        self.problems.reverse()
+        return dict(reversed(steps.items()))
+
+    def bind(self, node: Node, rule: Rule | None) -> Step | None:
+        found = operation(node.op)
+        inputs = tuple(carrying_refs(node, self.facts))
+        if found is None:
+            return self._by_hand(node, inputs, rule)
+        if found.carry == "linear" and [r for r in node.refs if r in self.facts.carriers] != [
+            *inputs
+        ]:
+            self.unruled.append(f"{_where(node)}: its weight depends on the input")
+            return None
+        if isinstance(found, Recurrence) and not found.takes(node, inputs):
+            self.unruled.append(f"{_where(node)}: its weight depends on the input")
+            return None
+        if len(inputs) > 1 and not found.several:
+            self.unruled.append(f"{_where(node)}: several of its arguments depend on the input")
+            return None
+        if rule is not None and not found.accepts(rule):
+            why = f" ({found.limits})" if found.limits else ""
+            self.problems.append(
+                f"{_where(node)}: {rule_text(rule)} does not fit {found.kind}{why}"
+            )
+            return None
+        rule = rule if rule is not None else found.default_rule(self.composite.stabilizer)
+        if isinstance(rule, Norm) and rule.epsilon is None:
+            rule = Norm(self.composite.stabilizer)
+        step = Step(node, found, inputs, rule)
+        if isinstance(found, Recurrence):
+            step = replace(step, options={"precision": self.precision})
+        if found.carry == "product":
+            return self._product(step)
+        return self._linear(step) if found.carry == "linear" else step
+
+    def _by_hand(self, node: Node, inputs: tuple[str, ...], rule: Rule | None) -> Step | None:
+        if isinstance(rule, Pass) and len(inputs) == 1 and node.shape is not None:
+            return Step(node, _PASS, inputs, rule)
+        self.unruled.append(_where(node) + _HINTS.get(node.op, ""))
+        return None
+
+    def _linear(self, step: Step) -> Step:
+        rule = step.rule
+        if isinstance(rule, Joint) and rule.channels is None:
+            try:
+                rule = with_channels(rule, step, self.graph, self.facts)
+            except PlanningError as error:
+                self.problems.append(f"{_where(step.node)}: {error}")
+        if not isinstance(rule, LinearRule):
+            return step
+        call = LinearCall(
+            map=step.node.attributes["map"],
+            rule=rule,
+            nonnegative=self._nonnegative(step, rule),
+            precision=self.precision,
+            path=step.node.path,
+        )
+        return replace(step, rule=rule, options={"call": call})
+
+    def _nonnegative(self, step: Step, rule: LinearRule) -> bool:
+        """Whether the input is known to be >= 0; under Joint, the state in it."""
+        if isinstance(rule, Joint):
+            return nonnegative_state(rule, step, self.graph, self.facts)
+        return step.inputs[0] in self.facts.nonnegative
+
+    def _product(self, step: Step) -> Step | None:
+        node, rule = step.node, step.rule
+        operands = [x.name for x in node.args[:2] if isinstance(x, Ref)]
+        if node.kwargs.get("rounding_mode") is not None:
+            self.unruled.append(f"{_where(node)}: it rounds its result")
+            return None
+        if len(step.inputs) == 1:
+            if node.op != "mul" and operands and node.args[0] != Ref(step.inputs[0]):
+                self.unruled.append(f"{_where(node)}: the input is in the denominator")
+                return None
+            return replace(step, options={"shares": (1,)})
+        if node.op != "mul":
+            return self._quotient(step)
+        if isinstance(rule, Product):
+            shares = {"half": (0.5, 0.5), "left": (1, 0), "right": (0, 1)}[rule.mode]
+            return replace(step, options={"shares": shares})
+        gates = [name in self.facts.gates for name in step.inputs]
+        if gates[0] == gates[1]:
+            which = "both factors are gates" if gates[0] else "neither factor is a gate"
+            self.unruled.append(f"{_where(node)}: {which}; rules.Product('half') shares equally")
+            return None
+        return replace(step, options={"shares": (0, 1) if gates[0] else (1, 0)})
+
+    def _quotient(self, step: Step) -> Step | None:
+        """Divided by a statistic, as in a normalisation, the numerator takes all."""
+        scales = self.facts.gates | self.facts.magnitudes
+        if step.rule == Product("left") or step.inputs[1] in scales:
+            return replace(step, options={"shares": (1, 0)})
+        self.unruled.append(
+            f"{_where(step.node)}: both operands depend on the input; rules.Product('left') gives "
+            "all to the numerator"
+        )
+        return None
+
+    def raise_problems(self) -> None:
+        problems = list(self.problems)
+        if self.unruled:
+            count = len(self.unruled)
+            what = "one operation" if count == 1 else f"{count} operations"
+            listed = "".join(f"\n  {text}" for text in self.unruled)
+            paths = [text.split("'")[1] for text in self.unruled if text.startswith("'")]
+            example = paths[0] if paths else "path:"
+            problems.append(
+                f"{self.method} has no rule for {what}:{listed}\n"
+                f"Give each one: composite.with_rule({example!r}, rules.Pass()) where the shape "
+                "does not change, rules.Product('half') for a product."
+            )
+        if problems:
+            raise PlanningError("\n".join(problems))
+
+
+class _Passed(Unchanged):
+    """An operation without a propagation of its own to which the user gave Pass."""
+
+    kind = "passed"
+
+    def save(self, step: Step, values: Mapping[str, Any], out: Any) -> None:
+        shape = values[step.inputs[0]].shape
+        if out.shape != shape:
+            raise refuse(
+                step,
+                f"rule Pass needs input and output of one shape, got {list(shape)} and "
+                f"{list(out.shape)}; the operation has no rule yet",
+            )
+
+
+_PASS: Operation = _Passed()
+_HINTS = dict.fromkeys(
+    ("softmax", "_softmax", "log_softmax", "_log_softmax"),
+    ": explain what it reads, such as the logits (a model without it, or output=)",
+)
+"""What to do about some operations, for messages."""
+
+
+def _receivers(step: Step) -> list[str]:
+    """The inputs that the step may hand relevance to: not the gate of a product."""
+    shares = step.options.get("shares", (1,) * len(step.inputs))
+    return [name for name, share in zip(step.inputs, shares, strict=True) if share]
+
+
+def _where(node: Node) -> str:
+    return f"'{node.path}' is aten.{node.op}" if node.path else f"aten.{node.op} (in the model)"

@@ -83,9 +83,20 @@ pytest.fixture = _without_extended
 RESULTS: dict[str, list[Any]] = {"passed": [], "failed": [], "skipped": []}
 
 
+def _model(item: pytest.Item) -> list[int]:
+    """Which model a case is about, as the numbers of the parameters that it is made from."""
+    numbers = getattr(getattr(item, "callspec", None), "indices", {})
+    return [numbers.get(name, -1) for name in ("rng", "module_linear", "model_vision")]
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a part of the cases, or a sample."""
+    """Keep a part of the cases, or a sample; those of one model one after another.
+
+    In pytest's order the composites change less often than the models, so that each model would be
+    built, and captured, once for every composite.
+    """
+    items.sort(key=_model)
     part, sample = os.environ.get("PEERS_PART"), os.environ.get("PEERS_SAMPLE")
     chosen = list(items)
     if part:

@@ -612,10 +612,41 @@ def test_more_errors() -> None:
     model, x = network(), torch.randn(1, 3, 8, 8).double()
     with pytest.raises(InputError, match=r"create_graph.*relprop\.integrations\.zennit\.hooked"):
         ours.Gradient(model, zc.EpsilonPlus(), create_graph=True)(x)
-    with pytest.raises(InputError, match=r"attr_output: \[3\]; expected the shape of the output"):
+    with pytest.raises(
+        InputError, match=r"attr_output: \[3\]; expected a tensor of the shape of the output"
+    ):
         ours.Gradient(model, zc.EpsilonPlus())(x, torch.ones(3))
     with pytest.raises(InputError, match=r"GuidedBackprop.*ReLUGuidedBackprop changes gradients"):
         ours.to_composite(zc.GuidedBackprop(), model)
+    with pytest.raises(InputError, match=r"composite: <class .*; expected an instance"):
+        ours.Gradient(model, zc.EpsilonPlus)(x)
+    with pytest.raises(InputError, match=r"model: function; with a composite"):
+        ours.Gradient(lambda x: x, zc.EpsilonPlus())(x)
+    with pytest.raises(InputError, match=r"input: tuple; expected one torch\.Tensor"):
+        ours.Gradient(model, zc.EpsilonPlus())((x,))
+    for attr_output, came in ((3, "int"), (lambda output: None, "NoneType")):
+        with pytest.raises(InputError, match=f"attr_output: {came}; expected a tensor"):
+            ours.Gradient(model, zc.EpsilonPlus(), attr_output=attr_output)(x)
+    for attributor in (ours.SmoothGrad, ours.IntegratedGradients):
+        for count in (0, -1, 2.5, True):
+            with pytest.raises(InputError, match=f"n_iter: {count}; expected a whole number >= 1"):
+                attributor(model, zc.EpsilonPlus(), n_iter=count)(x)
+            with pytest.raises(InputError, match=f"iterations_per_call: {count}; .* or None"):
+                attributor(model, zc.EpsilonPlus(), iterations_per_call=count)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'iterations'"):
+            attributor(model, zc.EpsilonPlus(), iterations=3)
+
+
+@pytest.mark.parametrize("name", ["SmoothGrad", "IntegratedGradients"])
+@pytest.mark.parametrize("composite", [None, zc.EpsilonPlus()])
+def test_one_sample_without_a_batch(name: str, composite: Composite | None) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double(), torch.rand(3)
+    found = []
+    for library in (zennit.attribution, ours):
+        torch.manual_seed(5)
+        attributor = getattr(library, name)(model, composite, n_iter=4)
+        found.append(attributor(x.double(), torch.ones_like)[1])
+    assert_close(found[1], found[0], rtol=1e-7, atol=1e-8)
 
 
 def test_without_zennit() -> None:

@@ -63,6 +63,8 @@ class _Attributor:
             InputError: the composite or the input cannot be converted; the message says which part.
             CaptureError, PlanningError: see `relprop.Explainer`.
         """
+        if not isinstance(input, Tensor):
+            raise InputError(f"input: {type(input).__name__}; expected one torch.Tensor")
         function = self.attr_output_fn if attr_output is None else _function(attr_output)
         with nullcontext() if self._session is not None else self:  # type: ignore[attr-defined]
             return self.forward(input, function)
@@ -125,31 +127,33 @@ class _Averaged(_Attributor):
         self, *arguments: Any, iterations_per_call: int | None = None, **options: Any
     ) -> None:
         super().__init__(*arguments, **options)
-        self.iterations_per_call = _count(iterations_per_call)
+        if iterations_per_call is not None:
+            _check_count("iterations_per_call", iterations_per_call, ", or None")
+        self.iterations_per_call = iterations_per_call
 
     def _mean(
-        self, points: Callable[[int], Tensor], attr_output_fn: Callable[[Tensor], Tensor]
+        self,
+        input: Tensor,
+        points: Callable[[int], Tensor],
+        attr_output_fn: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         """The last point's output, and the mean attribution.
 
         Args:
+            input: what the points are made from; of less than two axes it is a sample alone.
             points: from the number of a point to the point; called in order.
             attr_output_fn: of the output of one point.
         """
-        size = self.iterations_per_call or self.n_iter
+        _check_count("n_iter", self.n_iter)
+        size = 1 if input.ndim < 2 else self.iterations_per_call or self.n_iter
         if size > 1 and self.n_iter > 1:
             check_modes(self.model)  # points that share a batch must not see each other
-        total: Tensor | None = None
-        last: Tensor | None = None
+        total: Any = 0
         for start in range(0, self.n_iter, size):
             group = [points(i) for i in range(start, min(start + size, self.n_iter))]
             output, maps = self.grad(torch.cat(group), _pointwise(attr_output_fn, len(group)))
-            share = sum(part / self.n_iter for part in maps.chunk(len(group)))
-            total = share if total is None else total + share
-            last = output.chunk(len(group))[-1]
-        if total is None or last is None:
-            raise InputError(f"n_iter: {self.n_iter!r}; expected at least 1")
-        return last, total
+            total = total + sum(part / self.n_iter for part in maps.chunk(len(group)))
+        return output.chunk(len(group))[-1], total
 
 
 def _pointwise(
@@ -182,16 +186,15 @@ class SmoothGrad(_Averaged, zennit.attribution.SmoothGrad):  # type: ignore[misc
         self, input: Tensor, attr_output_fn: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """See `_Attributor.forward`."""
-        values = input.flatten(1)
-        spread = self.noise_level * (values.amax(1) - values.amin(1))
-        spread = spread.reshape(-1, *(1,) * (input.ndim - 1))
+        axes = tuple(range(1, input.ndim))  # none, hence all values, for a sample without a batch
+        spread = input.amax(axes, keepdim=True) - input.amin(axes, keepdim=True)
 
         def point(number: int) -> Tensor:
             if number == self.n_iter - 1:
                 return input
-            return input + torch.randn_like(input) * spread
+            return input + torch.randn_like(input) * (self.noise_level * spread)
 
-        return self._mean(point, attr_output_fn)
+        return self._mean(input, point, attr_output_fn)
 
 
 class IntegratedGradients(_Averaged, zennit.attribution.IntegratedGradients):  # type: ignore[misc]
@@ -213,11 +216,10 @@ class IntegratedGradients(_Averaged, zennit.attribution.IntegratedGradients):  #
         def point(number: int) -> Tensor:
             return baseline + (number + 1) / self.n_iter * (input - baseline)
 
-        output, mean = self._mean(point, attr_output_fn)
+        output, mean = self._mean(input, point, attr_output_fn)
         return output, mean * (input - baseline)
 
 
-def _count(value: int | None) -> int | None:
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise InputError(f"iterations_per_call: {value!r}; expected a whole number >= 1, or None")
-    return value
+def _check_count(name: str, value: Any, otherwise: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name}: {value!r}; expected a whole number >= 1{otherwise}")

@@ -47,6 +47,8 @@ class Session:
     def __init__(self, model: nn.Module, composite: Composite | None) -> None:
         self.explainer: Explainer | None = None
         self.relu: ReLUMode | None = None
+        if composite is not None:
+            _check_kinds(model, composite)
         if composite is None or composite.handles:
             self.model = model
             return
@@ -106,15 +108,27 @@ class Session:
             (name,) = graph.inputs
             passed = run.forward(plan, engine, explainer.model, {name: call.leaves[0]})
             begun = start(passed.output)
-            if begun.shape != passed.output.shape:
+            if not isinstance(begun, Tensor) or begun.shape != passed.output.shape:
+                shape = getattr(begun, "shape", None)
+                came = type(begun).__name__ if shape is None else list(shape)
                 raise InputError(
-                    f"attr_output: {list(begun.shape)}; expected the shape of the output, "
-                    f"{list(passed.output.shape)}"
+                    f"attr_output: {came}; expected a tensor of the shape of the output, "
+                    f"{list(passed.output.shape)}, or a function that makes one of it"
                 )
             seeds = begun.detach().to(passed.output).unsqueeze(0)
             found = run.relevance(plan, engine, passed, seeds, [name])
         relevance = found[name][0] if name in found else torch.zeros_like(input)
         return passed.output, relevance.contiguous()
+
+
+def _check_kinds(model: Any, composite: Any) -> None:
+    if not isinstance(composite, Composite):
+        raise InputError(
+            f"composite: {composite!r}; expected an instance of zennit.core.Composite, such as "
+            "EpsilonPlus()"
+        )
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: {type(model).__name__}; with a composite expected an nn.Module")
 
 
 def _hooks(composite: Composite, model: nn.Module) -> dict[Any, RuleHook]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from figures import (
     cosine_similarity,
     majority,
@@ -12,6 +10,7 @@ from figures import (
     single_images,
     task,
 )
+from figures.common import run
 
 SCRIPTS = (
     single_images,
@@ -24,5 +23,4 @@ SCRIPTS = (
 
 if __name__ == "__main__":
     for script in SCRIPTS:
-        for file in script.main(sys.argv[1:]):
-            print(f"wrote {file}", flush=True)
+        run(script.draw, script.__doc__)

@@ -93,6 +93,25 @@ def _bars(axes: Axes, rows: Rows, groups: Sequence[str], key: str, column: str) 
     return libraries
 
 
+def _two_a_row(count: int, inches: float, legend_inches: float) -> tuple[Figure, list[Axes]]:
+    """A page with so many panels, each some inches high, and room for a legend below."""
+    height = -(-count // 2)
+    figure = chart(PAGE_INCHES, inches * height + legend_inches)
+    panels = list(figure.subplots(height, 2, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    return figure, panels[:count]
+
+
+def _draw_legend(figure: Figure) -> None:
+    """One legend below for what all panels show."""
+    seen: dict[str, Any] = {}
+    for axes in figure.axes:
+        seen |= {text: handle for handle, text in zip(*axes.get_legend_handles_labels())}
+    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=len(seen),
+                  frameon=False)  # fmt: skip
+
+
 def _networks(rows: Rows) -> dict[tuple[str, ...], list[Row]]:
     """The CNNs' rows by model, size, and batch of the cell."""
     own = [r for r in _timed(rows, "model") if r["workload"] in TITLES and r["method"] in NAMES]
@@ -105,7 +124,6 @@ def _model_bars(rows: Rows, column: str, label: str, line: bool) -> Figure | Non
         return None
     figure = chart(PAGE_INCHES, 2.2 * len(networks) + 0.3)
     panels = figure.subplots(len(networks), 1, squeeze=False)[:, 0]
-    seen: dict[str, Any] = {}
     for axes, ((workload, size), own) in zip(panels, networks.items(), strict=True):
         methods = [method for method in NAMES if any(row["method"] == method for row in own)]
         _bars(axes, own, methods, "method", column)
@@ -115,9 +133,7 @@ def _model_bars(rows: Rows, column: str, label: str, line: bool) -> Figure | Non
         axes.margins(y=0.18)
         if line:
             axes.axhline(1, color="black", linewidth=0.6, linestyle=":")
-        seen |= {text: handle for handle, text in zip(*axes.get_legend_handles_labels())}
-    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=len(seen),
-                  frameon=False)  # fmt: skip
+    _draw_legend(figure)
     return figure
 
 
@@ -137,11 +153,8 @@ def rules(rows: Rows) -> Figure | None:
     layers = _groups(own, "workload")
     if not layers:
         return None
-    height = -(-len(layers) // 2)
-    figure = chart(PAGE_INCHES, 1.7 * height + 0.4)
-    panels = list(figure.subplots(height, 2, squeeze=False).flat)
-    seen: dict[str, Any] = {}
-    for axes, ((layer,), some) in zip(panels, layers.items(), strict=False):
+    figure, panels = _two_a_row(len(layers), 1.7, 0.4)
+    for axes, ((layer,), some) in zip(panels, layers.items(), strict=True):
         methods = list(dict.fromkeys(row["method"] for row in some))
         shown = [row for row in some if row["library"] != "gradient"]
         _bars(axes, shown, methods, "method", "x_gradient")
@@ -154,11 +167,7 @@ def rules(rows: Rows) -> Figure | None:
         axes.set_title(layer, loc="left")
         axes.margins(y=0.22)
         axes.set_ylabel("time / gradient")
-        seen |= {text: handle for handle, text in zip(*axes.get_legend_handles_labels())}
-    for axes in panels[len(layers) :]:
-        axes.set_axis_off()
-    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=len(seen),
-                  frameon=False)  # fmt: skip
+    _draw_legend(figure)
     return figure
 
 
@@ -171,7 +180,6 @@ def growth(rows: Rows) -> Figure | None:
     panels = figure.subplots(len(curves), 2, squeeze=False)
     columns = (("median_s", "multiplications", "seconds a call"),
                ("peak_bytes", "held_bytes", "peak MiB"))  # fmt: skip
-    seen: dict[str, Any] = {}
     for line, ((axis, workload, method), own) in zip(panels, curves.items(), strict=True):
         for axes, (measured, needed, label) in zip(line, columns, strict=True):
             scale = 2.0**-20 if "bytes" in measured else 1.0
@@ -188,10 +196,8 @@ def growth(rows: Rows) -> Figure | None:
             axes.set(xscale="log", yscale="log", xlabel=AXES[axis], ylabel=label)
             axes.set_xticks(x, [f"{value:g}" for value in x])
             axes.minorticks_off()
-            seen |= {text: handle for handle, text in zip(*axes.get_legend_handles_labels())}
         line[0].set_title(f"{TITLES.get(workload, workload)}, {NAMES[method]}", loc="left")
-    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=len(seen),
-                  frameon=False)  # fmt: skip
+    _draw_legend(figure)
     return figure
 
 
@@ -200,11 +206,8 @@ def precision(rows: Rows) -> Figure | None:
     panels_of = _groups(_timed(rows, "precision"), "workload", "method", "size")
     if not panels_of:
         return None
-    height = -(-len(panels_of) // 2)
-    figure = chart(PAGE_INCHES, 2.2 * height + 0.3)
-    panels = list(figure.subplots(height, 2, squeeze=False).flat)
-    seen: dict[str, Any] = {}
-    for axes, ((workload, method, size), own) in zip(panels, panels_of.items(), strict=False):
+    figure, panels = _two_a_row(len(panels_of), 2.2, 0.3)
+    for axes, ((workload, method, size), own) in zip(panels, panels_of.items(), strict=True):
         for row in own:
             who = _who(row)
             axes.plot(float(row["explanations_per_s"]), float(row["error"]), "o",
@@ -212,11 +215,7 @@ def precision(rows: Rows) -> Figure | None:
         axes.set(yscale="log", xlabel="explanations / s", ylabel="relative error to float64")
         axes.set_xlim(left=0)
         axes.set_title(f"{TITLES.get(workload, workload)}, {NAMES[method]}, {size}", loc="left")
-        seen |= {text: handle for handle, text in zip(*axes.get_legend_handles_labels())}
-    for axes in panels[len(panels_of) :]:
-        axes.set_axis_off()
-    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=len(seen),
-                  frameon=False)  # fmt: skip
+    _draw_legend(figure)
     return figure
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,6 +110,18 @@ class Places:
     def save(self, figure: Figure, name: str) -> list[Path]:
         """Write a chart as PDF and PNG; returns their paths."""
         return list(save_figure(figure, self.out / name, dpi=200))
+
+
+def run(
+    draw: Callable[[Places], list[Path]],
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+) -> list[Path]:
+    """Draw a figure as the words after its script's name ask; prints and returns its files."""
+    files = draw(Places.of(arguments, description))
+    for file in files:
+        print(f"wrote {file}", flush=True)
+    return files
 
 
 def lowest(

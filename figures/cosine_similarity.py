@@ -6,13 +6,12 @@ beside this file, from the cells of `relprop evaluate`; those that are missing a
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from figures.charts import METHOD_COLOURS, PAGE_INCHES, chart
-from figures.common import Places
+from figures.common import Places, run
 from relprop.evaluation import LABELS, Cell
 from relprop.evaluation.explained import TABLE
 from relprop.evaluation.reported import COSINE, REFERENCES, TITLES
@@ -78,11 +77,5 @@ def _references() -> str:
     return "; ".join(f"{name} {value:.4f}" for name, value in REFERENCES.items())
 
 
-def main(arguments: Sequence[str] | None = None) -> list[Path]:
-    """Run the script."""
-    return draw(Places.of(arguments, __doc__))
-
-
 if __name__ == "__main__":
-    for file in main(sys.argv[1:]):
-        print(f"wrote {file}")
+    run(draw, __doc__)

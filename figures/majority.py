@@ -6,14 +6,12 @@ class named, the test sample with the lowest index that all networks shown class
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from figures.common import Places, lowest
+from figures.common import Places, lowest, run
 from relprop import data, image
 from relprop.evaluation import LABELS, Explained
 from relprop.evaluation.explained import TABLE
@@ -61,11 +59,5 @@ def draw(places: Places) -> list[Path]:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> list[Path]:
-    """Run the script."""
-    return draw(Places.of(arguments, __doc__))
-
-
 if __name__ == "__main__":
-    for file in main(sys.argv[1:]):
-        print(f"wrote {file}")
+    run(draw, __doc__)

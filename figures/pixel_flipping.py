@@ -6,15 +6,14 @@ file.  ConvDeep at T = 1; 49 patches of 4 x 4 pixels, most relevant first, becom
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from figures.charts import METHOD_COLOURS, PAGE_INCHES, chart
-from figures.common import Places
+from figures.common import Places, run
 from relprop import metrics
 from relprop.data import Task
 from relprop.evaluation import LABELS, Explained
@@ -92,11 +91,5 @@ def _draw_legend(figure: Figure, axes: Axes, areas: dict[str, list[str]]) -> Non
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> list[Path]:
-    """Run the script."""
-    return draw(Places.of(arguments, __doc__))
-
-
 if __name__ == "__main__":
-    for file in main(sys.argv[1:]):
-        print(f"wrote {file}")
+    run(draw, __doc__)

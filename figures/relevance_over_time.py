@@ -7,13 +7,12 @@ missing are measured first.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from figures.charts import MODEL_COLOURS, PAGE_INCHES, chart
-from figures.common import Places
+from figures.common import Places, run
 from relprop.evaluation import LABELS, Cell
 from relprop.evaluation.explained import TABLE
 from relprop.evaluation.reported import TITLES
@@ -74,11 +73,5 @@ def _draw_panel(axes: Axes, method: str, odd: int, cells: Mapping[str, Cell]) ->
     axes.set_xlim(0.5, 3 * STEPS_A_BLOCK + 0.5)
 
 
-def main(arguments: Sequence[str] | None = None) -> list[Path]:
-    """Run the script."""
-    return draw(Places.of(arguments, __doc__))
-
-
 if __name__ == "__main__":
-    for file in main(sys.argv[1:]):
-        print(f"wrote {file}")
+    run(draw, __doc__)

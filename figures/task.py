@@ -6,15 +6,13 @@ with relprop.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from figures.charts import PAGE_INCHES, chart
-from figures.common import Places
+from figures.common import Places, run
 from relprop import data
 from relprop.evaluation.reported import TITLES
 
@@ -84,11 +82,5 @@ def _draw_sample(axes: Axes, name: str, label: int) -> None:
     axes.set_title(f"{TITLES[name]}: label “{classes[label]}”")
 
 
-def main(arguments: Sequence[str] | None = None) -> list[Path]:
-    """Run the script."""
-    return draw(Places.of(arguments, __doc__))
-
-
 if __name__ == "__main__":
-    for file in main(sys.argv[1:]):
-        print(f"wrote {file}")
+    run(draw, __doc__)

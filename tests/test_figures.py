@@ -256,3 +256,16 @@ def test_the_figure_of_the_task_shows_strips_and_labels(places, charts):
         words = [text.get_text() for text in axes.texts]
         assert sorted(words) == ["other class", "same class", "same class"]
     assert uncut(files[1])
+
+
+def test_a_script_is_told_where_and_says_what_it_wrote(tmp_path, capsys):
+    seen = []
+
+    def draw(places):
+        seen.append(places)
+        return [places.out / "figure.pdf", places.out / "figure.png"]
+
+    files = sharing.run(draw, "A figure.", ["--out", str(tmp_path), "--samples", "7"])
+    assert files == [tmp_path / "figure.pdf", tmp_path / "figure.png"]
+    assert (seen[0].out, seen[0].samples) == (tmp_path, 7)
+    assert capsys.readouterr().out == f"wrote {files[0]}\nwrote {files[1]}\n"

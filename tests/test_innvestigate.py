@@ -222,6 +222,11 @@ def test_integrated_gradients_are_a_left_sum() -> None:
     assert _analysis("integrated_gradients", net, [2.0], steps=4) == pytest.approx([0.5])
     found = _analysis("integrated_gradients", net, [2.0], steps=4, reference_inputs=1.0)
     assert found == pytest.approx([0.75])
+    for reference in (np.zeros((3, 2)), [0, 0], "zero"):
+        with pytest.raises(
+            InputError, match=r"reference_inputs: .*\[1, 1\], or one for each input"
+        ):
+            _analysis("integrated_gradients", net, [2.0], reference_inputs=reference)
 
 
 def test_smoothgrad_averages_over_noise() -> None:
@@ -257,7 +262,7 @@ def test_neuron_selection() -> None:
     np.testing.assert_allclose(everything, [[-2.0, 0.0], [-2.0, 0.0]])
     everything = create_analyzer("deep_taylor", layer, neuron_selection_mode="all").analyze(x)
     np.testing.assert_allclose(everything, [[3.5, 3.5], [3.5, 3.5]])
-    for selection in (2, -1, [0, 1, 1]):
+    for selection in (2, -1, [0, 1, 1], "1", 1.0, True, [[0, 1], [1, 0]]):
         with pytest.raises(InputError, match="neuron_selection"):
             index.analyze(x, selection)
     with pytest.raises(InputError, match="missing in neuron_selection_mode 'index'"):
@@ -304,7 +309,19 @@ def test_types_of_inputs() -> None:
         ("lrp.alpha_beta", {"alpha": 2, "beta": 2}, "alpha - beta is 0"),
         ("lrp.alpha_beta", {"alpha": 0.5}, "alpha"),
         ("lrp.epsilon", {"epsilon": 0}, "epsilon is 0"),
+        ("lrp.epsilon", {"epsilon": "small"}, "epsilon is 'small'"),
+        ("lrp.alpha_beta", {"alpha": "2"}, "alpha is '2'; expected a number"),
+        ("lrp.z", {"input_layer_rule": (0, 1, 2)}, "bounds: .*too many values"),
         ("deep_taylor.bounded", {"low": 0}, "low or high is missing"),
+        ("deep_taylor.bounded", {"low": 1, "high": 0}, "bounds: .*low exceeds high"),
+        ("deep_taylor.bounded", {"low": "a", "high": 0}, "bounds: "),
+        ("random", {"stddev": -1}, "stddev: -1; expected a number >= 0"),
+        ("smoothgrad", {"noise_scale": "1"}, "noise_scale: '1'"),
+        (
+            "lrp.sequential_preset_b_flat_until_idx",
+            {"until_layer_idx": "2"},
+            "until_layer_idx: '2'; expected a whole number",
+        ),
         ("gradient", {"postprocess": "cube"}, "postprocess: 'cube'"),
         ("smoothgrad", {"augment_by_n": 0}, "whole number"),
         ("lrp.z", {"neuron_selection_mode": "best"}, "neuron_selection_mode: 'best'"),

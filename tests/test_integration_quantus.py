@@ -71,7 +71,7 @@ def test_reductions(net: nn.Module, batch: Any) -> None:
     found = explain(net, x, y, reduce_axes=[-1, 1], keepdims=True)
     assert found.shape == (5, 1, 8, 1)
     np.testing.assert_allclose(found, whole.sum((1, 3), keepdims=True), rtol=1e-5, atol=1e-6)
-    for axes in ((0,), (1, 1), (4,), (-4,)):
+    for axes in ((0,), (1, 1), (4,), (-4,), (-5,), 1, "1", (1.0,)):
         with pytest.raises(InputError, match="reduce_axes"):
             explain(net, x, y, reduce_axes=axes)
 
@@ -89,6 +89,8 @@ def test_channels_last(net: nn.Module, batch: Any) -> None:
     last = np.moveaxis(x, 1, -1)
     found = explain(net, last, y, channel_first=False, reduce_axes=())
     np.testing.assert_array_equal(np.moveaxis(found, -1, 1), explain(net, x, y, reduce_axes=()))
+    summed = explain(net, last, y, channel_first=False)
+    np.testing.assert_array_equal(summed, found.sum(-1, keepdims=True))
 
 
 def test_quantus_names_of_methods(net: nn.Module, batch: Any) -> None:
@@ -116,6 +118,29 @@ def test_targets_and_types(net: nn.Sequential, batch: Any) -> None:
     assert explain(wide, x, y).dtype == np.float64
     with pytest.raises(InputError, match="target"):
         explain(net, x, np.array([0, 1, 2, 1, 3]))
+    by_row = explain(net, x, y[:, None])
+    np.testing.assert_array_equal(by_row, explain(net, x, list(y)))
+    for targets in (np.eye(3)[y], y[:2], np.eye(5), None, "0", ["0"] * 5, [[0]] * 4):
+        with pytest.raises(InputError, match="targets: "):
+            explain(net, x, targets)
+    for targets in (0.5, [0.0, 1.5, 0.0, 0.0, 0.0], [True] * 5, np.array([0, np.nan, 1, 1, 1])):
+        with pytest.raises(InputError, match=r"targets: .* expected whole numbers"):
+            explain(net, x, targets)
+
+
+def test_arrays_of_any_make(net: nn.Module, batch: Any) -> None:
+    """Images of bytes, reversed and read-only views, lists; the array is not written into."""
+    x, y = batch
+    pixels = (255 * x).astype(np.uint8)
+    found = explain(net, pixels, y)
+    np.testing.assert_array_equal(found, explain(net, pixels.astype(np.float32), y))
+    turned = explain(net, x[..., ::-1], y)
+    np.testing.assert_array_equal(turned, explain(net, x[..., ::-1].copy(), y))
+    same = np.broadcast_to(x[:1], x.shape)
+    np.testing.assert_array_equal(explain(net, same, 1)[4], explain(net, x[:1], 1)[0])
+    np.testing.assert_array_equal(explain(net, x.tolist(), y), explain(net, x, y))
+    with pytest.raises(InputError, match="inputs: object of ndarray; expected numbers"):
+        explain(net, x.astype(object), y)
 
 
 def test_arguments_that_have_no_meaning(net: nn.Module, batch: Any) -> None:
@@ -124,6 +149,8 @@ def test_arguments_that_have_no_meaning(net: nn.Module, batch: Any) -> None:
         explain(net, x, y, canonizer=object)
     with pytest.raises(InputError, match="unknown argument colour"):
         explain(net, x, y, colour="red")
+    with pytest.raises(InputError, match="composite: 3; expected the name or the class"):
+        explain(net, x, y, xai_lib="zennit", composite=3)
     with pytest.raises(InputError, match="model: int"):
         explain(3, x, y)  # type: ignore[arg-type]
     explain(net, x, y, softmax=False)

@@ -160,7 +160,8 @@ class Analyzer:
         else:
             flat = np.asarray(selection).reshape(-1)
             flat = np.repeat(flat, call.batch) if flat.size == 1 else flat
-        if len(flat) != call.batch or not ((flat >= 0) & (flat < np.prod(sizes))).all():
+        known = len(flat) == call.batch and (flat.dtype.kind in "iu" or not len(flat))
+        if not known or not ((flat >= 0) & (flat < np.prod(sizes))).all():
             raise InputError(
                 f"neuron_selection: {selection!r}; expected an index from 0 to "
                 f"{int(np.prod(sizes)) - 1}, or one for each of the {call.batch} samples"
@@ -225,4 +226,11 @@ def _points(work: Gradients, inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tenso
 def _references(work: Gradients, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     given = work.reference if isinstance(work.reference, (list, tuple)) else [work.reference]
     given = list(given) * (len(inputs) if len(given) == 1 else 1)
-    return [torch.as_tensor(x0).to(x).expand_as(x) for x, x0 in zip(inputs, given, strict=True)]
+    try:
+        return [torch.as_tensor(x0).to(x).expand_as(x) for x, x0 in zip(inputs, given, strict=True)]
+    except (RuntimeError, TypeError, ValueError) as error:
+        shapes = ", ".join(str(list(x.shape)) for x in inputs)
+        raise InputError(
+            f"reference_inputs: {error}; expected a number, an array that broadcasts to the input, "
+            f"{shapes}, or one for each input"
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from relprop.errors import InputError
 from relprop.innvestigate.analyzers import Analyzer, Gradients, Propagation, Sampled
 from relprop.innvestigate.rules import alpha_beta, composite, inferred
 from relprop.methods import PropagationMethod
-from relprop.rules import Epsilon, ZBox
+from relprop.rules import Epsilon
 
 __all__ = ["ANALYZERS", "create_analyzer"]
 
@@ -40,7 +41,7 @@ def _input() -> Work:
 
 
 def _random(stddev: float = 1.0) -> Work:
-    return Sampled(stddev)
+    return Sampled(_deviation("stddev", stddev))
 
 
 def _gradient(postprocess: str | None = None) -> Work:
@@ -68,13 +69,20 @@ def _integrated_gradients(
 def _smoothgrad(
     augment_by_n: int = 64, noise_scale: float = 1.0, postprocess: str | None = None
 ) -> Work:
-    return Gradients("", _post(postprocess), _count(augment_by_n), noise_scale)
+    noise = _deviation("noise_scale", noise_scale)
+    return Gradients("", _post(postprocess), _count(augment_by_n), noise)
 
 
 def _count(number: int) -> int:
     if not isinstance(number, int) or number < 1:
         raise InputError(f"steps, augment_by_n: {number!r}; expected a whole number >= 1")
     return number
+
+
+def _deviation(name: str, value: float) -> float:
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise InputError(f"{name}: {value!r}; expected a number >= 0")
+    return value
 
 
 def _any_lrp(
@@ -100,7 +108,7 @@ def _single(name: str, rule: str) -> Callable[..., Work]:
 
 
 def _epsilon(epsilon: float = 1e-7, bias: bool = True, input_layer_rule: Any = None) -> Work:
-    if epsilon <= 0:
+    if not isinstance(epsilon, (int, float)) or not 0 < epsilon < math.inf:
         raise InputError(f"lrp.epsilon: epsilon is {epsilon!r}; expected a number > 0")
     rule = Epsilon(epsilon, None if bias else "bias")
     return _lrp("lrp.epsilon", rule, input_layer_rule=input_layer_rule)
@@ -152,7 +160,7 @@ def _bounded(low: Any = None, high: Any = None) -> Work:
             "deep_taylor.bounded: low or high is missing; expected both, the least and greatest "
             "value of an input"
         )
-    first = ZBox(low, high, 0.0)
+    first = low, high
     return _lrp("deep_taylor.bounded", "Alpha1Beta0IgnoreBias", "relu", input_layer_rule=first)
 
 

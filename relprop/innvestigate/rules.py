@@ -93,8 +93,11 @@ def inferred(alpha: float | None, beta: float | None) -> tuple[float, float]:
     """Alpha and beta, one of which may be left out: alpha - beta is 1.
 
     Raises:
-        InputError: both are missing.
+        InputError: both are missing, or one is no number.
     """
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not (value is None or isinstance(value, (int, float))):
+            raise InputError(f"lrp.alpha_beta: {name} is {value!r}; expected a number")
     if alpha is None and beta is None:
         raise InputError("lrp.alpha_beta: neither alpha nor beta; expected one of them, or both")
     if alpha is None:
@@ -128,7 +131,7 @@ def composite(
             counted from 0, this one included.
 
     Raises:
-        InputError: a rule has no such name, or none is given.
+        InputError: a rule has no such name, none is given, or a bound or index is none.
     """
     if not isinstance(rule, (str, Rule, list, tuple)) or not rule:
         raise InputError(f"{name}: rule is {rule!r}; expected one of {', '.join(RULES)}")
@@ -148,11 +151,16 @@ def composite(
     options |= {"stabilizer": 0.0, "name": name}
     if until_layer_rule is None or until_layer_idx is None:
         return Composite(**options)
+    if not isinstance(until_layer_idx, int):
+        raise InputError(f"until_layer_idx: {until_layer_idx!r}; expected a whole number, or None")
     return InOrder([rule_named(until_layer_rule)] * (until_layer_idx + 1), **options)
 
 
 def _first(rule: Any) -> Rule | None:
     if isinstance(rule, tuple):
-        low, high = rule
-        return ZBox(low, high, 0.0)
+        try:
+            low, high = rule
+            return ZBox(low, high, 0.0)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"bounds: {rule!r}; expected (low, high): {error}") from error
     return None if rule is None else rule_named(rule)

@@ -48,7 +48,7 @@ def explain(
     method_options: Mapping[str, Any] | None = None,
     start: Any = None,
     device: str | torch.device | None = None,
-    reduce_axes: tuple[int, ...] | list[int] = (1,),
+    reduce_axes: tuple[int, ...] | list[int] | None = None,
     keepdims: bool = True,
     channel_first: bool = True,
     softmax: bool | None = None,
@@ -63,15 +63,16 @@ def explain(
 
     Args:
         model: the module, or Quantus' wrapper of one; it is explained as if in eval mode.
-        inputs: `[batch, ...]`, in the type of the model's parameters if floating point.
+        inputs: `[batch, ...]`.  Real numbers, and unsigned integers as of images, are taken in
+            the type of the model's parameters; other integers stay, as token ids must.
         targets: an index for all samples, or one a sample, `[batch]`.
         method: any method of `relprop.Explainer`, or one of `METHODS`.
         method_options: arguments of a named method.
         start: see `relprop.Explainer`.
         device: where to compute; None is where the model is.  A model elsewhere is moved, as by
             Quantus.
-        reduce_axes: axes that are summed, channels by default; () for none.  Inputs of fewer than
-            three axes are never reduced.
+        reduce_axes: axes that are summed; None: the channels, () none.  Inputs of fewer than three
+            axes are never reduced.
         keepdims: whether a summed axis stays, with size 1.
         channel_first: False where the inputs' channels come last and the model's second.
         softmax: False or None, for a model that returns logits, which is what one should explain.
@@ -95,7 +96,8 @@ def explain(
     if device is not None:
         _move(module, torch.device(device))
     x = _tensor(module, inputs)
-    axes = _axes(reduce_axes, x.ndim)
+    channels = (1 if channel_first else -1,)
+    axes = _axes(channels if reduce_axes is None else reduce_axes, x.ndim)
     known = METHODS.get(method, method) if isinstance(method, str) else method
     explainer = Explainer(
         module,
@@ -106,7 +108,9 @@ def explain(
         precision=precision,
     )
     with _evaluating(module):
-        relevance = explainer(x if channel_first else x.movedim(-1, 1), target=_targets(targets))
+        relevance = explainer(
+            x if channel_first else x.movedim(-1, 1), target=_targets(targets, len(x))
+        )
     assert isinstance(relevance, Tensor)
     relevance = relevance if channel_first else relevance.movedim(1, -1)
     if method == "Saliency":
@@ -144,6 +148,8 @@ def _zennit_name(composite: Any) -> str:
     """The name, in both libraries, of one of Zennit's composites."""
     if isinstance(composite, str):
         return composite
+    if not isinstance(composite, type):
+        raise InputError(f"composite: {composite!r}; expected the name or the class of one")
     words = "".join(f"_{c.lower()}" if c.isupper() else c for c in composite.__name__)
     return words.lstrip("_")
 
@@ -163,22 +169,42 @@ def _move(model: nn.Module, device: torch.device) -> None:
 
 
 def _tensor(model: nn.Module, inputs: Any) -> Tensor:
-    """The inputs where the model is, floating ones in its type."""
+    """The inputs where the model is, all but signed integers in its type."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    x = torch.as_tensor(inputs)
-    return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+    x = _from_numpy("inputs", inputs)
+    whole = x.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
+    return x.to(like.device, x.dtype if whole else like.dtype)
 
 
-def _targets(targets: Any) -> Any:
-    found = targets if isinstance(targets, Tensor) else torch.as_tensor(targets)
-    if found.is_floating_point() and bool((found == found.round()).all()):
-        found = found.long()
-    return int(found.item()) if found.numel() == 1 else found
+def _from_numpy(name: str, values: Any) -> Tensor:
+    """A tensor of what may be an array of any strides, which nothing writes into, or a list."""
+    if isinstance(values, Tensor):
+        return values
+    array = np.array(values, order="C")
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name}: {array.dtype} of {type(values).__name__}; expected numbers")
+    return torch.from_numpy(array)
+
+
+def _targets(targets: Any, batch: int) -> int | Tensor:
+    found = _from_numpy("targets", targets)
+    if found.numel() == 1:
+        found = found.reshape(())
+    elif found.shape not in ((batch,), (batch, 1)):
+        raise InputError(
+            f"targets: {list(found.shape)} for {batch} samples; expected an index, or one a sample"
+        )
+    whole = found.round().long() if found.is_floating_point() else found
+    if found.dtype is torch.bool or not torch.equal(whole.to(found.dtype), found):
+        raise InputError(f"targets: {targets!r}; expected whole numbers")
+    return whole.flatten() if found.ndim else int(whole)
 
 
 def _axes(axes: Any, ndim: int) -> tuple[int, ...]:
-    chosen = tuple(int(axis) % ndim if -ndim <= axis < ndim else -1 for axis in axes)
-    if 0 in chosen or -1 in chosen or len(set(chosen)) < len(chosen):
+    given = axes if isinstance(axes, (tuple, list)) else (None,)
+    known = [isinstance(axis, (int, np.integer)) and -ndim <= axis < ndim for axis in given]
+    chosen = tuple(int(axis) % ndim for axis in given) if all(known) else (0,)
+    if 0 in chosen or len(set(chosen)) < len(chosen):
         raise InputError(
             f"reduce_axes: {axes!r}; expected different axes from 1 to {ndim - 1}, without the "
             "batch axis"

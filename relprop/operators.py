@@ -104,7 +104,7 @@ def linear_relevance(
     backend: str,
 ) -> Tensor:
     """As `relprop.functional.linear_relevance`, the rule as `encoded` gives it."""
-    return _evaluated(Dense(), x, weight, bias, relevance, rule, tensors, backend)
+    return _evaluated(Dense(), (x, weight, bias, relevance), rule, tensors, backend)
 
 
 @torch.library.custom_op("relprop::conv_relevance", mutates_args=())
@@ -127,47 +127,19 @@ def conv_relevance(
     pads = tuple(zip(padding[::2], padding[1::2], strict=True))
     extra = tuple(output_padding) if transposed else ()
     conv = Conv(tuple(stride), pads, tuple(dilation), groups, transposed, extra)
-    return _evaluated(conv, x, weight, bias, relevance, rule, tensors, backend)
+    return _evaluated(conv, (x, weight, bias, relevance), rule, tensors, backend)
 
 
 @linear_relevance.register_fake
-def _linear_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    relevance: Tensor,
-    rule: str,
-    tensors: Sequence[Tensor],
-    backend: str,
-) -> Tensor:
-    return x.new_empty(x.shape, dtype=result_type(x, weight, bias))
-
-
 @conv_relevance.register_fake
-def _conv_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    relevance: Tensor,
-    rule: str,
-    tensors: Sequence[Tensor],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    transposed: bool,
-    output_padding: Sequence[int],
-    backend: str,
-) -> Tensor:
+def _like_input(x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> Tensor:
+    """What an operator returns, without its values."""
     return x.new_empty(x.shape, dtype=result_type(x, weight, bias))
 
 
 def _evaluated(
     linear_map: LinearMap,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    relevance: Tensor,
+    operands: tuple[Tensor, Tensor, Tensor | None, Tensor],
     rule: str,
     tensors: Sequence[Tensor],
     backend: str,
@@ -175,10 +147,8 @@ def _evaluated(
     from relprop import functional
 
     own = decoded(rule, tensors)
-    found = functional.layer_relevance(
-        "compiled function", linear_map, x, weight, bias, relevance, own, backend
-    )
-    return found.contiguous()
+    where = "compiled function"
+    return functional.layer_relevance(where, linear_map, *operands, own, backend).contiguous()
 
 
 def result_type(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:

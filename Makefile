@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 PY ?= .venv/bin/python
 STAMP ?= .venv/.installed
 
-.PHONY: help demo test mutants peers slow lint format bench bench-full bench-report figures train gpu kernels package clean
+.PHONY: help demo test mutants peers slow lint format bench bench-full bench-report figures train gpu kernels compile package clean
 
 help:
 	@echo "make demo     explain real MNIST and Fashion-MNIST images with every method (out/demo)"
@@ -23,6 +23,7 @@ help:
 	@echo "make train    train the study's networks that come without weights (out/train)"
 	@echo "make gpu      tests and benchmarks on a CUDA device"
 	@echo "make kernels  the Triton kernels' tests, in Triton's interpreter"
+	@echo "make compile  Triton kernels for three GPUs, none needed: no spills, nothing serialized"
 	@echo "make package  build the wheel and sdist, install into empty environments, run the README"
 
 $(STAMP): setup.py constraints.txt
@@ -91,6 +92,9 @@ gpu: $(STAMP)
 
 kernels: $(STAMP)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PY) -m pytest -n 2 tests/kernels
+
+compile: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.compile_kernels --gate
 
 package: $(STAMP)
 	$(PY) .ci/package.py

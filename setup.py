@@ -40,7 +40,11 @@ setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=[*find_packages(include=["relprop", "relprop.*"]), "relprop.kernels"],
+    packages=[
+        *find_packages(include=["relprop", "relprop.*"]),
+        "relprop.kernels",
+        *(f"relprop.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir={"relprop.kernels": "kernels"},
     package_data={
         "relprop": ["py.typed"],

@@ -14,11 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from relprop.kernels import conv_launch
+from relprop.kernels.axes import coordinates, lift, lifted_strides, spot
+from relprop.kernels.conv.geometry import axes
+from relprop.kernels.conv.launch import propagate
+from relprop.kernels.layouts import ordered_empty
 from relprop.kernels.operands import AdjointCall, Weight
-from relprop.kernels.pointwise import ordered_empty
 from relprop.kernels.program import compile_rule
-from relprop.kernels.tiles import FUSION, interpreted
+from relprop.kernels.runtime import FUSION, interpreted
 from relprop.maps import Conv, Dense, LinearMap
 from relprop.rules import Flat
 
@@ -67,41 +69,33 @@ def flat_quotient(
     groups,
     outputs,
     channels,
-    XD,
-    XH,
-    XW,
-    OD,
-    OH,
-    OW,
-    stride_rb,
-    stride_rc,
-    stride_rd,
-    stride_rh,
-    stride_rw,
+    source,
+    target,
+    strides_r,
     epsilon,
     AXES: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """s [images, groups, *O] of r [images, groups * outputs, *O] by strides."""
+    """s [images, groups, *target] of r [images, groups * outputs, *target] by strides."""
     index = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    valid = index < images * groups * OD * OH * OW
-    ow = (index % OW).to(tl.int32)
-    oh = ((index // OW) % OH).to(tl.int32)
-    od = ((index // (OW * OH)) % OD).to(tl.int32)
-    slot = index // (OW * OH * OD)
+    valid = index < images * groups * target[0] * target[1] * target[2]
+    i = coordinates(index, target[1], target[2])
+    at = ((i[0] % target[0]).to(tl.int32), i[1].to(tl.int32), i[2].to(tl.int32))
+    slot = i[0] // target[0]
     group = slot % groups
     image = slot // groups
-    place = image * stride_rb + group * outputs * stride_rc
-    place += od.to(tl.int64) * stride_rd + oh.to(tl.int64) * stride_rh + ow.to(tl.int64) * stride_rw
+    place = image * strides_r[0] + group * outputs * strides_r[1] + spot(at, strides_r)
     total = tl.zeros((BM, BN), tl.float32)
     for first in range(0, outputs, BN):
         columns = first + tl.arange(0, BN)
-        pointers = r + place[:, None] + columns.to(tl.int64)[None, :] * stride_rc
+        pointers = r + place[:, None] + columns.to(tl.int64)[None, :] * strides_r[1]
         total += tl.load(pointers, mask=valid[:, None] & (columns < outputs)[None, :], other=0.0)
-    count = seen_taps(od, XD, AXES, 0, TRANSPOSED) * seen_taps(oh, XH, AXES, 1, TRANSPOSED)
-    count = (count * seen_taps(ow, XW, AXES, 2, TRANSPOSED)).to(tl.float32) * channels
+    count = seen_taps(at[0], source[0], AXES, 0, TRANSPOSED)
+    count *= seen_taps(at[1], source[1], AXES, 1, TRANSPOSED)
+    count *= seen_taps(at[2], source[2], AXES, 2, TRANSPOSED)
+    count = count.to(tl.float32) * channels
     empty = count == 0
     value = tl.where(empty, 0.0, tl.sum(total, axis=1) / tl.where(empty, 1.0, count + epsilon))
     tl.store(s + index, value, mask=valid)
@@ -131,9 +125,7 @@ def flat_relevance(linear_map: LinearMap, rule: Flat, a: Tensor, w: Tensor, r: T
         ones = a.new_ones((), dtype=torch.float32).expand(1, *narrow, *w.shape[2:])
         weight = Weight(ones, ["one"], torch.float32)
         program = compile_rule(rule)
-        conv_launch.propagate(
-            AdjointCall(conv, program, s[None], a, weight, out, None, "highest", None)
-        )
+        propagate(AdjointCall(conv, program, s[None], a, weight, out, None, "highest", None))
     return out[0].unflatten(0, (targets, a.shape[0]))
 
 
@@ -157,11 +149,10 @@ def _conv_shares(conv: Conv, rule: Flat, a: Tensor, w: Tensor, r: Tensor) -> Ten
     if s.numel() == 0:
         return s
     block = 512 if interpreted() else 64
-    extents = (*conv_launch.lift(a.shape[2:], 1), *conv_launch.lift(r.shape[2:], 1))
-    flat_quotient[(triton.cdiv(r.shape[0] * groups * prod(r.shape[2:]), block),)](
-        r, s, r.shape[0], groups, r.shape[1] // groups, a.shape[1] // groups, *extents,
-        *conv_launch.lifted_strides(r, spatial), rule.epsilon,
-        AXES=conv_launch.axes(conv, w.shape[2:]), TRANSPOSED=conv.transposed, BM=block, BN=32,
+    flat_quotient[(triton.cdiv(s.numel(), block),)](
+        r, s, r.shape[0], groups, r.shape[1] // groups, a.shape[1] // groups,
+        lift(a.shape[2:], 1), lift(r.shape[2:], 1), lifted_strides(r, spatial), rule.epsilon,
+        AXES=axes(conv, w.shape[2:]), TRANSPOSED=conv.transposed, BM=block, BN=32,
         enable_fp_fusion=FUSION,
     )  # fmt: skip
     return s

@@ -13,16 +13,14 @@ import torch
 from torch import Tensor
 
 from relprop.errors import InputError
-from relprop.kernels import conv_launch, linear
+from relprop.kernels.conv import launch as conv
+from relprop.kernels.dense import launch as dense
+from relprop.kernels.layouts import ordered_empty, quotient_empty
 from relprop.kernels.operands import AdjointCall, ContractionCall, Lower, Weight
-from relprop.kernels.pointwise import (
-    ordered_empty,
-    prepare_weights,
-    quotient_empty,
-    quotients,
-)
+from relprop.kernels.pointwise import quotients
 from relprop.kernels.program import Program, compile_rule
 from relprop.kernels.tiling import Choice
+from relprop.kernels.weights import prepare_weights
 from relprop.maps import Conv, Dense, LinearMap
 from relprop.rules import Epsilon, LinearRule
 
@@ -171,7 +169,7 @@ def adjoint(
         saved.map, saved.program, s.flatten(1, 2), a, saved.weight.of(saved.program.adjoint),
         out.flatten(1, 2), lower, precision, tile,
     )  # fmt: skip
-    (conv_launch if isinstance(saved.map, Conv) else linear).propagate(call)
+    (conv if isinstance(saved.map, Conv) else dense).propagate(call)
     return out if lower is not None else out[0]
 
 
@@ -198,7 +196,7 @@ def below(lower: Contraction, shape: Sequence[int]) -> Lower:
 
 
 def _launch(call: ContractionCall) -> None:
-    (conv_launch if isinstance(call.map, Conv) else linear).contract(call)
+    (conv if isinstance(call.map, Conv) else dense).contract(call)
 
 
 def _check(a: Tensor, w: Tensor, b: Tensor | None) -> None:
@@ -228,15 +226,15 @@ def _output_shape(linear_map: LinearMap, a: Tensor, w: Tensor) -> tuple[int, ...
     return (a.shape[0], channels, *_extents(linear_map, a.shape[2:], w.shape[2:]))
 
 
-def _extents(conv: Conv, source: torch.Size, taps: torch.Size) -> list[int]:
+def _extents(layer: Conv, source: torch.Size, taps: torch.Size) -> list[int]:
     """Spatial extents of a convolution's output."""
-    extra = conv.output_padding or (0,) * conv.spatial
+    extra = layer.output_padding or (0,) * layer.spatial
     result = []
     for size, tap, stride, pads, dilation, more in zip(
-        source, taps, conv.stride, conv.padding, conv.dilation, extra, strict=True
+        source, taps, layer.stride, layer.padding, layer.dilation, extra, strict=True
     ):
         reach = dilation * (tap - 1) + 1
-        if conv.transposed:
+        if layer.transposed:
             result.append((size - 1) * stride - sum(pads) + reach + more)
         else:
             result.append((size + sum(pads) - reach) // stride + 1)

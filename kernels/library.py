@@ -16,11 +16,14 @@ import triton
 import triton.language as tl
 
 from relprop.backends.products import float32_products
-from relprop.kernels.modifiers import ACTIVATIONS, ATOMS
-from relprop.kernels.operands import AdjointCall, ContractionCall, Pass, Weight
-from relprop.kernels.pointwise import flat, grid_of, inner_of, order_of
+from relprop.kernels.constants import epilogue_constants, operand_type
+from relprop.kernels.epilogues import finish_adjoint, finish_contraction
+from relprop.kernels.layouts import flat, inner_of, order_of
+from relprop.kernels.modifiers import ATOMS
+from relprop.kernels.operands import AdjointCall, ContractionCall, Pass, Weight, lower_numbers
+from relprop.kernels.pointwise import grid_of
 from relprop.kernels.program import Product
-from relprop.kernels.tiles import FUSION, finish_adjoint, finish_contraction, operand_type
+from relprop.kernels.runtime import FUSION
 from relprop.maps import Conv
 
 __all__ = ["adjoint", "contraction"]
@@ -60,7 +63,7 @@ def product_contraction(
         feature = (offsets // step) % features
         shift = tl.load(bias + feature, mask=mask, other=0.0).to(tl.float32)
     finish_contraction(
-        acc0, acc1, shift, gamma, z, stride_z, offsets, y, offsets, mask,
+        acc0, acc1, shift, gamma, z, stride_z, y, offsets, mask,
         BIAS, GATED, OUTPUT, ACTIVATION, SAVE,
     )  # fmt: skip
 
@@ -76,9 +79,7 @@ def product_adjoint(
     inner,
     stride_l,
     gamma,
-    epsilon,
-    scale0,
-    scale1,
+    numbers,
     FACTORS: tl.constexpr,
     READ: tl.constexpr,
     LOWER: tl.constexpr,
@@ -97,7 +98,7 @@ def product_adjoint(
         acc = tl.load(p + start + offsets, mask=mask, other=0.0).to(tl.float32)
         finish_adjoint(
             acc, acc, value, value, value, mask, gamma, out, inner, PARTS * start + halves,
-            lower, stride_l, offsets, epsilon, scale0, scale1, mask,
+            lower, stride_l, offsets, numbers, mask,
             FACTORS, False, False, LOWER,
         )  # fmt: skip
 
@@ -138,13 +139,11 @@ def contraction(call: ContractionCall) -> Callable[[], None] | None:
     Of half-precision operands the library's result is rounded to their type, so that several parts,
     whose sum is the output, are left to the fused kernel.
     """
-    program = call.program
-    products = program.products + (program.completion if call.output else ())
-    pairs = [(p.accumulator, p.weight) for p in products]
-    plain = program.box is None and all(p.factor == "identity" for p in products)
+    pairs = [(p.accumulator, p.weight) for p in call.products]
+    plain = call.program.box is None and all(p.factor == "identity" for p in call.products)
     operand, _ = operand_type(call.weight.source, call.precision)
     rounded = operand != tl.float32 and call.weight.parts > 1
-    if rounded or not (plain and _stacked(call.weight, products, pairs) and _joins(call)):
+    if rounded or not (plain and _stacked(call.weight, call.products, pairs) and _joins(call)):
         return None
     return lambda: _contract(call, _TORCH[operand])
 
@@ -160,15 +159,11 @@ def _contract(call: ContractionCall, dtype: torch.dtype) -> None:
     inner = inner_of(target, axis)
     features = target.shape[axis]
     (blocks, _), block = grid_of(n, 1)
-    program = call.program
     product_contraction[(blocks,)](
         whole, whole if call.bias is None else call.bias, whole if call.z is None else call.z,
         whole if call.y is None else call.y, n, inner, features, inner // features,
-        n if call.z is None else call.z.stride(0), program.gamma,
-        PARTS=parts, BIASED=call.bias is not None,
-        BIAS=tuple(ATOMS[b.kind] for b in program.bias), GATED=program.mode == "gamma",
-        OUTPUT=call.output, ACTIVATION=ACTIVATIONS[call.activation], SAVE=call.z is not None,
-        B=block, enable_fp_fusion=FUSION,
+        n if call.z is None else call.z.stride(0), call.program.gamma,
+        PARTS=parts, **epilogue_constants(call), B=block, enable_fp_fusion=FUSION,
     )  # fmt: skip
 
 
@@ -202,7 +197,7 @@ def _propagate(call: AdjointCall, step: Pass, dtype: torch.dtype) -> None:
     grid, block = grid_of(n, rows // a.shape[0])
     product_adjoint[grid](
         flat(p.unflatten(0, (-1, a.shape[0])), 1, like), flat(a, 0, like), lower, out,
-        rows // a.shape[0], n, inner, n, call.program.gamma, *call.lower_numbers(),
+        rows // a.shape[0], n, inner, n, call.program.gamma, lower_numbers(call.lower),
         FACTORS=tuple(ATOMS[f] for f in step.factors), READ=step.reads, LOWER=step.lower,
         PARTS=parts, B=block, enable_fp_fusion=FUSION,
     )  # fmt: skip

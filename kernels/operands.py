@@ -14,7 +14,15 @@ from relprop.kernels.program import Product, Program
 from relprop.kernels.tiling import Choice
 from relprop.maps import LinearMap
 
-__all__ = ["AdjointCall", "ContractionCall", "LeftBox", "Lower", "Pass", "Weight"]
+__all__ = [
+    "AdjointCall",
+    "ContractionCall",
+    "LeftBox",
+    "Lower",
+    "Pass",
+    "Weight",
+    "lower_numbers",
+]
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,11 @@ class ContractionCall:
     precision: str
     tile: Choice | None
 
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """Those that z takes, and what `y` takes beside them."""
+        return self.program.products + (self.program.completion if self.output else ())
+
 
 @dataclass(frozen=True)
 class Lower:
@@ -126,17 +139,17 @@ class Lower:
     z: Tensor
     feature_axis: int
 
-    @property
-    def numbers(self) -> tuple[float, float, float]:
-        """Stabilizer and scales of its quotient."""
-        return self.program.epsilon, *self.program.scales
-
     def mode(self, a: Tensor) -> str:
         """The quotient's mode; "input" where the one denominator is the input `a` above itself."""
         z = self.z[0]
         same = a.untyped_storage()._cdata == z.untyped_storage()._cdata
         same = same and a.storage_offset() == z.storage_offset() and a.stride() == z.stride()
         return "input" if same and self.program.mode == "one" else self.program.mode
+
+
+def lower_numbers(lower: Lower | None) -> tuple[float, float, float]:
+    """Stabilizer and scales of the quotient of the layer below; unused if there is none."""
+    return (0.0, 1.0, 1.0) if lower is None else lower.program.numbers
 
 
 @dataclass(frozen=True)
@@ -196,7 +209,3 @@ class AdjointCall:
                 stacked=stacked,
                 lower=self.lower.mode(self.a) if self.lower and last else None,
             )
-
-    def lower_numbers(self) -> tuple[float, float, float]:
-        """Stabilizer and scales of the lower layer's quotient."""
-        return self.lower.numbers if self.lower else (0.0, 1.0, 1.0)

@@ -80,6 +80,12 @@ class Program:
         return any(product.factor != "one" for product in self.products)
 
     @property
+    def numbers(self) -> tuple[float, float, float]:
+        """What a quotient takes: the stabilizer and two scales."""
+        first, second = self.scales
+        return float(self.epsilon), float(first), float(second)
+
+    @property
     def parts(self) -> int:
         """Number of quotients."""
         return 1 if self.mode == "one" else 2

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from relprop.kernels.runtime import interpreted
+
 __all__ = [
     "Choice",
     "Demand",
@@ -163,8 +165,6 @@ def candidates(demand: Demand, limit: Limits) -> list[Tile]:
 
 def choose(demand: Demand) -> Tile:
     """The tile for a product that nobody measured: the shipped one, or the first that fits."""
-    from relprop.kernels.tiles import interpreted
-
     if interpreted():
         return _interpreter_tile(demand.m, demand.n, demand.k)
     tiles = candidates(demand, limits())
@@ -194,8 +194,6 @@ def _interpreter_tile(m: int, n: int, k: int) -> Tile:
 
 def direct_tile(rows: int, columns: int) -> Tile:
     """The tile of the depthwise form: channels first, as many rows as fill 2,048 numbers."""
-    from relprop.kernels.tiles import interpreted
-
     if interpreted():
         return _interpreter_tile(rows, columns, 1)
     n = min(64, max(16, triton.next_power_of_2(columns)))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import triton
 
-from relprop.kernels.tiles import interpreted
+from relprop.kernels.runtime import interpreted
 from relprop.kernels.tiling import Choice, Demand, Tile, candidates, choose, limits
 from relprop.kernels.tuning_store import Store
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.compile_kernels import Build
 from relprop import backends, rules
 from relprop.backends import LinearCall
 from relprop.errors import InputError
@@ -70,20 +67,3 @@ def test_outside_cuda_the_backend_refuses() -> None:
     call = LinearCall(Dense(), rules.Epsilon(), path="head")
     with pytest.raises(InputError, match=r"head: backend='triton' runs on a CUDA device"):
         backends.get("triton").forward(call, torch.randn(2, 3), torch.randn(4, 3), None)
-
-
-@pytest.mark.parametrize(
-    ("changes", "fault"),
-    [
-        ({}, []),
-        ({"spills": 8}, ["spills 8 bytes"]),
-        ({"spills": None}, ["no report of spills"]),
-        ({"serialized": True}, ["serialized tensor-core products (C7515)"]),
-        ({"shared": 232_449}, ["232449 bytes of shared memory"]),
-        ({"error": "CompilationError: at 3:7"}, ["CompilationError: at 3:7"]),
-    ],
-    ids=["clean", "spills", "no report", "C7515", "shared", "no compilation"],
-)
-def test_faults_of_a_build(changes: dict[str, Any], fault: list[str]) -> None:
-    build = Build("conv", "conv_adjoint", "sm_90", "128x64", 128, 0, 232_448, "wgmma", False)
-    assert replace(build, **changes).faults == fault

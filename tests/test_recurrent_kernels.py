@@ -89,7 +89,7 @@ def test_projections_are_refused_when_planned(options: dict[str, Any]) -> None:
 )
 def test_form_on_hopper(hidden: int, operand: str, weights: int, name: str) -> None:
     tl = pytest.importorskip("triton.language")
-    from relprop.kernels.recurrent_forms import Steps, form_for
+    from relprop.kernels.recurrent.forms import Steps, form_for
     from relprop.kernels.tiling import Limits
 
     dtype = tl.bfloat16 if operand == "bf16" else tl.float32

@@ -32,7 +32,7 @@ from relprop.recurrent.layout import Direction, Layout
 from relprop.rules import Recurrent
 
 if TYPE_CHECKING:
-    from relprop.kernels.recurrent_launch import Recurrence as LayerSaved
+    from relprop.kernels.recurrent.launch import Recurrence as LayerSaved
 
 __all__ = ["RECURRENT", "Saved", "check_rule", "forward", "limits_of", "relevance"]
 
@@ -93,7 +93,7 @@ def forward(
     Raises:
         InputError: an operand that no kernel takes.
     """
-    from relprop.kernels.recurrent_launch import recurrent_forward
+    from relprop.kernels.recurrent.launch import recurrent_forward
 
     check_operands(where, input=x, h_0=h0, c_0=c0, weight=directions[0].w_hh)
     current = (x.transpose(0, 1) if layout.batch_first else x).detach()
@@ -132,7 +132,7 @@ def relevance(
 
     Arguments and result as in `relprop.recurrent.aten.relevance`.
     """
-    from relprop.kernels.recurrent_launch import recurrent_relevance
+    from relprop.kernels.recurrent.launch import recurrent_relevance
 
     layout, ways = saved.layout, saved.layout.ways
     above = r_out.transpose(1, 2) if r_out is not None and layout.batch_first else r_out

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from relprop.errors import InputError
 from relprop.kernels import interpreted
-from relprop.kernels.recurrent_forms import Form
-from relprop.kernels.recurrent_launch import GATES, recurrent_forward, recurrent_relevance
+from relprop.kernels.recurrent.forms import Form
+from relprop.kernels.recurrent.launch import GATES, recurrent_forward, recurrent_relevance
 from relprop.recurrent.layout import Direction, Layout
 from relprop.recurrent.naive import naive_forward
 from relprop.recurrent.oracle import relevance_of_samples

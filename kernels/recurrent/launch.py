@@ -14,13 +14,14 @@ import triton
 from torch import Tensor
 
 from relprop.errors import InputError
+from relprop.kernels.constants import operand_type
 from relprop.kernels.layer import Contraction, adjoint, contraction
-from relprop.kernels.pointwise import prepare_weights
 from relprop.kernels.program import compile_rule
-from relprop.kernels.recurrent import forward_scan, forward_step
-from relprop.kernels.recurrent_forms import Form, Steps, choose_form, torch_type
-from relprop.kernels.recurrent_relevance import relevance_scan, relevance_step
-from relprop.kernels.tiles import FUSION, operand_type
+from relprop.kernels.recurrent.forms import Form, Steps, choose_form, torch_type
+from relprop.kernels.recurrent.forward import forward_scan, forward_step
+from relprop.kernels.recurrent.relevance import relevance_scan, relevance_step
+from relprop.kernels.runtime import FUSION
+from relprop.kernels.weights import prepare_weights
 from relprop.maps import Dense
 from relprop.rules import Epsilon
 
@@ -61,6 +62,11 @@ class Recurrence:
     w_hh: Tensor
     lengths: Tensor | None
     precision: str
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, beta, mix; beta stands in for what the kind has not."""
+        return _or(self.alpha, self.beta), self.beta, _or(self.mix, self.beta)
 
 
 def recurrent_forward(
@@ -156,17 +162,14 @@ def _advance(
     epsilon: float,
 ) -> None:
     """The steps: writes h, alpha, beta, mix; the last states over `state`, a cell's h to h_last."""
-    h, beta, lengths = saved.h, saved.beta, saved.lengths
+    h, lengths = saved.h, saved.lengths
     ways, batch, hidden = saved.h0.shape
     carry = _carry(form, w, ways, batch)
     if form.name != "held":
         carry[0, :, :batch, :hidden] = saved.h0
-    tensors = (
-        h if lengths is None else lengths, h, h_last, _or(saved.alpha, beta), beta,
-        _or(saved.mix, beta),
-    )  # fmt: skip
+    tensors = (h if lengths is None else lengths, h, h_last, saved.factors)
     numbers = (
-        len(h), batch, hidden, carry.shape[-2], *pre.stride()[:2], *h.stride()[:2], epsilon
+        (len(h), batch, hidden), carry.shape[-2], pre.stride()[:2], h.stride()[:2], epsilon
     )  # fmt: skip
     shared = {
         "CELL": saved.kind, "GATES": GATES[saved.kind], "BIASED": bias is not None,
@@ -243,7 +246,7 @@ def _carry_back(
     mode: str,
 ) -> None:
     """The steps back: writes s `[K, N, ways * H]` and relevance of the initial states."""
-    h, beta = saved.h, saved.beta
+    h = saved.h
     ways, batch, hidden = saved.h0.shape
     rows = len(s) * batch
     w = _padded(saved.w_hh.transpose(1, 2).unsqueeze(1), form.padded(hidden), operand)
@@ -253,13 +256,11 @@ def _carry_back(
     above = h.unsqueeze(0) if r_out is None else r_out
     above = above if above.stride(-1) == 1 else above.contiguous()
     last, end = (None if r is None else r.float().contiguous() for r in (r_last, r_cells))
-    tensors = (
-        above, h, saved.h0, _or(saved.alpha, beta), beta, _or(saved.mix, beta), w, _or(last, r_h0)
-    )  # fmt: skip
+    tensors = (above, h, saved.h0, saved.factors, w, _or(last, r_h0))
     lengths = _or(saved.lengths, h)
     numbers = (
-        len(h), batch, hidden, rows, carry.shape[-2], *above.stride()[:3], *h.stride()[:2],
-        *layered.stride()[:3],
+        (len(h), batch, hidden), rows, carry.shape[-2], above.stride()[:3], h.stride()[:2],
+        layered.stride()[:3],
     )  # fmt: skip
     cells = saved.kind in CELLED
     shared = {

@@ -4,7 +4,7 @@ With r that of the state and u that of the hidden state, both multiplied on thei
 
     t_k = r + u + R_k,  s_k = beta_k t_k;   r <- alpha_k t_k,  u <- h_{k-1} ((mix_k s_k) W_rec).
 
-Directions and steps as in `recurrent.py`; rows are targets times samples, row m sample m % B.
+Rows are targets times samples, row m sample m % B.  In `saved` are alpha, beta, mix.
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from relprop.kernels.recurrent import (
+from relprop.kernels.recurrent.steps import (
+    carry_offsets,
+    carry_start,
     lengths_of,
     recurrent_products,
+    saved_offsets,
+    state_offsets,
+    step_offsets,
     step_times,
     tile_mask,
     weight_tile,
@@ -24,16 +29,21 @@ __all__ = ["relevance_scan", "relevance_step"]
 
 
 @triton.jit
-def hidden_before(
-    h, h0, k, length, samples, units, way, mask, B, H, stride_ht, stride_hb
-):  # fmt: skip
+def hidden_before(h, h0, k, length, samples, units, way, mask, sizes, strides):
     """h before step k: h0 before the first."""
     started = (tl.zeros(length.shape, tl.int32) + k > 0)[:, None]
     _, time = step_times(k - 1, length, way)
-    row = time.to(tl.int64) * stride_ht + samples.to(tl.int64) * stride_hb + way * H
-    value = tl.load(h + row[:, None] + units[None, :], mask=mask & started, other=0.0)
-    own = ((way * B + samples.to(tl.int64)) * H)[:, None] + units[None, :]
-    return value + tl.load(h0 + own, mask=mask & (started == 0), other=0.0)
+    place = h + step_offsets(time, samples, units, way * sizes[2], strides)
+    value = tl.load(place, mask=mask & started, other=0.0)
+    own = h0 + state_offsets(samples, units, way, sizes)
+    return value + tl.load(own, mask=mask & (started == 0), other=0.0)
+
+
+@triton.jit
+def target_offsets(targets, time, samples, units, first, strides):
+    """`step_offsets` in a tensor with a leading axis of targets, whose stride comes first."""
+    offsets = step_offsets(time, samples, units, first, strides[1:])
+    return (targets.to(tl.int64) * strides[0])[:, None] + offsets
 
 
 @triton.jit
@@ -41,9 +51,7 @@ def share(
     r,
     u,
     above,
-    alpha,
-    beta,
-    mix,
+    saved,
     s,
     k,
     length,
@@ -52,15 +60,9 @@ def share(
     units,
     way,
     mask,
-    T,
-    B,
-    H,
-    stride_ak,
-    stride_at,
-    stride_ab,
-    stride_sk,
-    stride_st,
-    stride_sb,
+    sizes,
+    strides_a,
+    strides_s,
     ABOVE: tl.constexpr,
     STATE: tl.constexpr,
     MIX: tl.constexpr,
@@ -69,24 +71,35 @@ def share(
     valid, time = step_times(k, length, way)
     keep = valid[:, None]
     total = r + u
-    wide = samples.to(tl.int64)
     if ABOVE:
-        row = targets.to(tl.int64) * stride_ak + time.to(tl.int64) * stride_at
-        row += wide * stride_ab + way * H
-        place = above + row[:, None] + units[None, :]
+        place = above + target_offsets(targets, time, samples, units, way * sizes[2], strides_a)
         total += tl.load(place, mask=mask, other=0.0).to(tl.float32)
-    saved = (((way * T + k).to(tl.int64) * B + wide) * H)[:, None] + units[None, :]
-    own = tl.load(beta + saved, mask=mask, other=0.0) * total
+    offsets = saved_offsets(k, samples, units, way, sizes)
+    own = tl.load(saved[1] + offsets, mask=mask, other=0.0) * total
     own = tl.where(keep, own, 0.0)
-    row = targets.to(tl.int64) * stride_sk + time.to(tl.int64) * stride_st
-    row += wide * stride_sb + way * H
-    tl.store(s + row[:, None] + units[None, :], own, mask=mask)
+    place = s + target_offsets(targets, time, samples, units, way * sizes[2], strides_s)
+    tl.store(place, own, mask=mask)
     left = tl.zeros(total.shape, tl.float32)
     if STATE:
-        left = tl.load(alpha + saved, mask=mask, other=0.0) * total
+        left = tl.load(saved[0] + offsets, mask=mask, other=0.0) * total
     if MIX:
-        own = own * tl.load(mix + saved, mask=mask, other=0.0)
+        own = own * tl.load(saved[2] + offsets, mask=mask, other=0.0)
     return tl.where(keep, left, r), own
+
+
+@triton.jit
+def product(carry, w, rows, units, WIDTH: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr):
+    """[rows, units] of carry [rows, WIDTH] times w [WIDTH, WIDTH]."""
+    v = tl.zeros((rows.shape[0], units.shape[0]), tl.float32)
+    v, _, _, _ = recurrent_products((v, v, v, v), carry, w, rows, units, WIDTH, 1, PRECISION, BK)
+    return v
+
+
+@triton.jit
+def initial_offsets(targets, samples, units, way, sizes):
+    """[rows, units] in relevance of states, [K, ways, B, H]."""
+    row = ((targets.to(tl.int64) * tl.num_programs(1) + way) * sizes[1] + samples) * sizes[2]
+    return row[:, None] + units[None, :]
 
 
 @triton.jit
@@ -94,9 +107,7 @@ def relevance_scan(
     above,
     h,
     h0,
-    alpha,
-    beta,
-    mix,
+    saved,
     w,
     r_last,
     r_cells,
@@ -105,19 +116,12 @@ def relevance_scan(
     s,
     r_h0,
     r_c0,
-    T,
-    B,
-    H,
+    sizes,
     ROWS,
     carry_rows,
-    stride_ak,
-    stride_at,
-    stride_ab,
-    stride_ht,
-    stride_hb,
-    stride_sk,
-    stride_st,
-    stride_sb,
+    strides_a,
+    strides_h,
+    strides_s,
     ABOVE: tl.constexpr,
     LAST: tl.constexpr,
     CELLS: tl.constexpr,
@@ -140,34 +144,30 @@ def relevance_scan(
     h0 [ways, B, H]; r_last, r_cells, r_h0, r_c0 [K, ways, B, H].  CELLS: the state is a cell, its
     relevance GIVEN or 0; STATE: it is carried on (not an RNN's).
     """
+    T = sizes[0]
     way = tl.program_id(1)
-    ways = tl.num_programs(1)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    samples = rows % B
-    targets = rows // B
+    samples = rows % sizes[1]
+    targets = rows // sizes[1]
     units = tl.arange(0, WIDTH)
-    mask = tile_mask(rows < ROWS, units < H, EVEN)
-    length = lengths_of(lengths, samples, T, B, LENGTHS)
-    own = ((targets.to(tl.int64) * ways + way) * B + samples) * H
-    own = own[:, None] + units[None, :]
+    mask = tile_mask(rows < ROWS, units < sizes[2], EVEN)
+    length = lengths_of(lengths, samples, sizes, LENGTHS)
+    own = initial_offsets(targets, samples, units, way, sizes)
     r = tl.zeros((BM, WIDTH), tl.float32)
     u = r
     if LAST:
         u = tl.load(r_last + own, mask=mask, other=0.0)
     if GIVEN:
         r = tl.load(r_cells + own, mask=mask, other=0.0)
-    w += way * WIDTH * WIDTH
+    w += way.to(tl.int64) * WIDTH * WIDTH
     if HELD:
-        held = weight_tile(w, units, tl.arange(0, WIDTH), WIDTH)
+        held = weight_tile(w, 0, units, tl.arange(0, WIDTH), WIDTH)
         for j in tl.range(0, T, num_stages=STAGES):
             k = T - 1 - j
-            before = hidden_before(
-                h, h0, k, length, samples, units, way, mask, B, H, stride_ht, stride_hb
-            )
+            before = hidden_before(h, h0, k, length, samples, units, way, mask, sizes, strides_h)
             r, mixed = share(
-                r, u, above, alpha, beta, mix, s, k, length, samples, targets, units, way, mask,
-                T, B, H, stride_ak, stride_at, stride_ab, stride_sk, stride_st, stride_sb,
-                ABOVE, STATE, MIX,
+                r, u, above, saved, s, k, length, samples, targets, units, way, mask, sizes,
+                strides_a, strides_s, ABOVE, STATE, MIX,
             )  # fmt: skip
             v = tl.dot(mixed.to(w.dtype.element_ty), held, input_precision=PRECISION)
             u = tl.where((k < length)[:, None], before * v, u)
@@ -175,23 +175,17 @@ def relevance_scan(
         # one stage: a load of carry must not move ahead of the step that stores it
         for j in tl.range(0, T, num_stages=1):
             k = T - 1 - j
-            before = hidden_before(
-                h, h0, k, length, samples, units, way, mask, B, H, stride_ht, stride_hb
-            )
+            before = hidden_before(h, h0, k, length, samples, units, way, mask, sizes, strides_h)
             r, mixed = share(
-                r, u, above, alpha, beta, mix, s, k, length, samples, targets, units, way, mask,
-                T, B, H, stride_ak, stride_at, stride_ab, stride_sk, stride_st, stride_sb,
-                ABOVE, STATE, MIX,
+                r, u, above, saved, s, k, length, samples, targets, units, way, mask, sizes,
+                strides_a, strides_s, ABOVE, STATE, MIX,
             )  # fmt: skip
-            half = ((k % 2) * ways + way).to(tl.int64) * carry_rows * WIDTH
-            place = carry + half + rows.to(tl.int64)[:, None] * WIDTH + units[None, :]
+            half = carry + carry_start(k, way, carry_rows, WIDTH)
+            place = half + carry_offsets(rows, units, WIDTH)
             tl.store(place, mixed.to(carry.dtype.element_ty), mask=mask)
             # other threads of this program read it next
             tl.debug_barrier()
-            v = tl.zeros((BM, WIDTH), tl.float32)
-            v, _, _, _ = recurrent_products(
-                v, v, v, v, carry + half, w, rows, units, WIDTH, 1, PRECISION, BK
-            )
+            v = product(half, w, rows, units, WIDTH, PRECISION, BK)
             u = tl.where((k < length)[:, None], before * v, u)
     if CELLS:
         tl.store(r_h0 + own, u, mask=mask)
@@ -205,9 +199,7 @@ def relevance_step(
     above,
     h,
     h0,
-    alpha,
-    beta,
-    mix,
+    saved,
     w,
     r_last,
     state,
@@ -216,19 +208,12 @@ def relevance_step(
     s,
     r_h0,
     k,
-    T,
-    B,
-    H,
+    sizes,
     ROWS,
     carry_rows,
-    stride_ak,
-    stride_at,
-    stride_ab,
-    stride_ht,
-    stride_hb,
-    stride_sk,
-    stride_st,
-    stride_sb,
+    strides_a,
+    strides_h,
+    strides_s,
     ABOVE: tl.constexpr,
     LAST: tl.constexpr,
     CELLS: tl.constexpr,
@@ -249,28 +234,20 @@ def relevance_step(
     initial ones after the last; other operands as in `relevance_scan`.
     """
     way = tl.program_id(1)
-    ways = tl.num_programs(1)
     tiles_n = tl.cdiv(WIDTH, BN)
     rows = (tl.program_id(0) // tiles_n) * BM + tl.arange(0, BM)
     units = (tl.program_id(0) % tiles_n) * BN + tl.arange(0, BN)
-    samples = rows % B
-    targets = rows // B
-    mask = tile_mask(rows < ROWS, units < H, EVEN)
-    length = lengths_of(lengths, samples, T, B, LENGTHS)
-    own = ((targets.to(tl.int64) * ways + way) * B + samples) * H
-    own = own[:, None] + units[None, :]
-    # what step k + 1 left: (k + 1) % 2, without a negative remainder
-    source = (((k + 3) % 2) * ways + way).to(tl.int64) * carry_rows * WIDTH
+    samples = rows % sizes[1]
+    targets = rows // sizes[1]
+    mask = tile_mask(rows < ROWS, units < sizes[2], EVEN)
+    length = lengths_of(lengths, samples, sizes, LENGTHS)
+    own = initial_offsets(targets, samples, units, way, sizes)
+    # what step k + 1 left, without a negative remainder
+    source = carry + carry_start(k + 3, way, carry_rows, WIDTH)
     w += way.to(tl.int64) * WIDTH * WIDTH
-    v = tl.zeros((BM, BN), tl.float32)
-    v, _, _, _ = recurrent_products(
-        v, v, v, v, carry + source, w, rows, units, WIDTH, 1, PRECISION, BK
-    )
-    before = hidden_before(
-        h, h0, k + 1, length, samples, units, way, mask, B, H, stride_ht, stride_hb
-    )
-    follows = (k + 1 < length)[:, None]
-    u = tl.where(follows, before * v, 0.0)
+    v = product(source, w, rows, units, WIDTH, PRECISION, BK)
+    before = hidden_before(h, h0, k + 1, length, samples, units, way, mask, sizes, strides_h)
+    u = tl.where((k + 1 < length)[:, None], before * v, 0.0)
     if LAST:
         u += tl.load(r_last + own, mask=mask & (k + 1 >= length)[:, None], other=0.0)
     r = tl.load(state + own, mask=mask, other=0.0)
@@ -281,11 +258,10 @@ def relevance_step(
             tl.store(r_h0 + own, u + r, mask=mask)
     else:
         r, mixed = share(
-            r, u, above, alpha, beta, mix, s, k, length, samples, targets, units, way, mask,
-            T, B, H, stride_ak, stride_at, stride_ab, stride_sk, stride_st, stride_sb,
-            ABOVE, STATE, MIX,
+            r, u, above, saved, s, k, length, samples, targets, units, way, mask, sizes,
+            strides_a, strides_s, ABOVE, STATE, MIX,
         )  # fmt: skip
         tl.store(state + own, r, mask=mask)
-        half = ((k % 2) * ways + way).to(tl.int64) * carry_rows * WIDTH
-        place = carry + half + rows.to(tl.int64)[:, None] * WIDTH + units[None, :]
+        half = carry + carry_start(k, way, carry_rows, WIDTH)
+        place = half + carry_offsets(rows, units, WIDTH)
         tl.store(place, mixed.to(carry.dtype.element_ty), mask=mask)

@@ -1,4 +1,4 @@
-"""The recurrent layers that `benchmarks.compile_kernels` compiles: production sizes, batch 256."""
+"""Recurrent layers to compile: production sizes, batch 256."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _layers() -> Iterator[tuple[str, int, str, str, int, torch.dtype, str]]:
 
 def _build(kind: str, hidden: int, dtype: torch.dtype, precision: str) -> None:
     """16 steps stand for any number that 16 divides; a launch a step compiles once."""
-    from relprop.kernels.recurrent_launch import GATES, recurrent_forward, recurrent_relevance
+    from relprop.kernels.recurrent.launch import GATES, recurrent_forward, recurrent_relevance
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")

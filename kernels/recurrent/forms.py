@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from relprop.kernels.tiles import interpreted
+from relprop.kernels.runtime import interpreted
 from relprop.kernels.tiling import Limits, limits
 
 __all__ = ["Form", "Steps", "choose_form", "form_for", "torch_type"]

@@ -1,0 +1,1 @@
+"""Every kernel compiled at its production tiles, without a GPU."""

@@ -1,0 +1,1 @@
+"""Dense layers as strided matrix products."""

@@ -1,0 +1,1 @@
+"""Recurrent layers: hidden states forward, relevance back, each layer a few launches."""

@@ -1,0 +1,95 @@
+"""The verdict on compiled kernels, and the gate that compares them with the committed record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.compile_kernels import __main__ as command
+from benchmarks.compile_kernels import gate, layers, others, recurrent
+from benchmarks.compile_kernels.builds import Build, recorded_spills, table
+
+CLEAN = Build("conv", "conv_adjoint", "sm_90", "128x64", 128, 0, 232_448, "wgmma", False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({}, []),
+        ({"spills": 8}, ["spills 8 bytes"]),
+        ({"spills": None}, ["no report of spills"]),
+        ({"serialized": True}, ["serialized tensor-core products (C7515)"]),
+        ({"shared": 232_449}, ["232449 bytes of shared memory"]),
+        ({"error": "CompilationError: at 3:7"}, ["CompilationError: at 3:7"]),
+    ],
+    ids=["clean", "spills", "no report", "C7515", "shared", "no compilation"],
+)
+def test_faults_of_a_build(changes: dict[str, Any], fault: list[str]) -> None:
+    assert replace(CLEAN, **changes).faults == fault
+
+
+def judged(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, recorded: list[Build], built: list[Build]
+) -> int:
+    """Status of the gate where the record and the compiler say this."""
+    triton = pytest.importorskip("triton")
+    record = folder / f"kernels-triton-{triton.__version__}.md"
+    record.write_text(table(recorded, triton.__version__))
+    monkeypatch.setattr(command, "RECORDS", folder)
+    monkeypatch.setattr(command, "compiled", lambda target, wanted: built)
+    before = record.read_text()
+    status = command.main(["--gate", "--target", "sm_90"])
+    assert record.read_text() == before
+    return status
+
+
+@pytest.mark.parametrize(
+    ("recorded", "changes", "status"),
+    [
+        (0, {}, 0),
+        (0, {"spills": 8}, 1),
+        (8, {"spills": 8}, 0),
+        (8, {"spills": 0}, 0),
+        (8, {"spills": 16}, 1),
+        (8, {"spills": 8, "tile": "128x128"}, 1),
+        (8, {"spills": 8, "serialized": True}, 1),
+        (0, {"shared": 232_449}, 1),
+        (0, {"spills": None}, 1),
+        (0, {"kernel": "?", "spills": None, "error": "CompilationError: at 3:7"}, 1),
+    ],
+)
+def test_gate(
+    recorded: int,
+    changes: dict[str, Any],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = replace(CLEAN, case="dense")
+    built = [other, replace(CLEAN, **changes)]
+    assert judged(monkeypatch, tmp_path, [other, replace(CLEAN, spills=recorded)], built) == status
+    named = [line for line in capsys.readouterr().out.splitlines() if line.startswith("conv: ")]
+    assert len(named) == status
+
+
+def test_gate_without_a_record_allows_no_spill() -> None:
+    spilling = replace(CLEAN, spills=4)
+    assert gate.regressions([CLEAN, spilling], {}) == [(spilling, ["spills 4 bytes"])]
+
+
+def test_spills_are_read_back_from_the_table() -> None:
+    failed = Build("pool", "?", "sm_80", "?", None, None, 0, "-", False, "CompilationError")
+    twice = [CLEAN, replace(CLEAN, spills=12, registers=255), replace(CLEAN, spills=4), failed]
+    text = table(twice, "3.9.0")
+    assert recorded_spills(text.splitlines()) == {CLEAN.key: 12}
+    assert "4 builds, for sm_90, sm_80." in text
+    assert "- conv: conv_adjoint for sm_90, tile 128x64: spills 12 bytes" in text
+
+
+def test_every_case_of_the_gate_exists() -> None:
+    work = layers.cases() + others.cases() + recurrent.cases()
+    assert {name for name, _ in work} >= gate.CASES

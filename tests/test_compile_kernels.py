@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.compile_kernels import __main__ as command
-from benchmarks.compile_kernels import gate, layers, others, recurrent
+from benchmarks.compile_kernels import gate
 from benchmarks.compile_kernels.builds import Build, recorded_spills, table
 
 CLEAN = Build("conv", "conv_adjoint", "sm_90", "128x64", 128, 0, 232_448, "wgmma", False)
@@ -91,5 +91,22 @@ def test_spills_are_read_back_from_the_table() -> None:
 
 
 def test_every_case_of_the_gate_exists() -> None:
-    work = layers.cases() + others.cases() + recurrent.cases()
-    assert {name for name, _ in work} >= gate.CASES
+    assert {name for name, _ in command.work()} >= gate.CASES
+
+
+def test_parts_are_joined_in_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    triton = pytest.importorskip("triton")
+    names = [name for name, _ in command.work()][:3]
+    first, second, third = (replace(CLEAN, case=name) for name in names)
+    monkeypatch.setattr(command, "RECORDS", tmp_path)
+    for part, builds in enumerate([[third, first], [second, replace(first, target="sm_80")]]):
+        monkeypatch.setattr(command, "compiled", lambda target, wanted, builds=builds: builds)
+        saved = ["--target", "sm_90", "--part", f"{part}/2", "--save", str(tmp_path / f"{part}")]
+        assert command.main(saved) == 0
+    assert command.main(["--join", str(tmp_path / "0"), str(tmp_path / "1")]) == 0
+    found = (tmp_path / f"kernels-triton-{triton.__version__}.md").read_text()
+    expected = [replace(first, target="sm_80"), first, second, third]
+    assert found == table(expected, triton.__version__)
+    assert capsys.readouterr().out.endswith("4 builds, 0 with faults\n")

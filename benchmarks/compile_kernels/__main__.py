@@ -34,11 +34,22 @@ def write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def work() -> list[tuple[str, Callable[[], object]]]:
+    """Name and call of every case."""
+    return layers.cases() + others.cases() + recurrent.cases()
+
+
+def joined(paths: list[Path]) -> list[Build]:
+    """Builds saved in parts, in the order in which one process makes them."""
+    builds = [Build(**row) for path in paths for row in json.loads(path.read_text())]
+    places = {name: number for number, (name, _) in enumerate(work())}
+    return sorted(builds, key=lambda b: (list(TARGETS).index(b.target), places[b.case]))
+
+
 def compiled(target: str, wanted: Callable[[int, str], bool]) -> list[Build]:
     """The builds of the cases whose number and name are wanted."""
-    work = layers.cases() + others.cases() + recurrent.cases()
     with recording(target) as recorder:
-        for number, (name, run) in enumerate(work):
+        for number, (name, run) in enumerate(work()):
             if not wanted(number, name):
                 continue
             recorder.case = name
@@ -81,8 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     builds: list[Build] = []
     if options.join:
-        builds = [Build(**row) for path in options.join for row in json.loads(path.read_text())]
-        builds.sort(key=lambda build: list(TARGETS).index(build.target))
+        builds = joined(options.join)
     else:
         for target in options.target or TARGETS:
             builds += compiled(target, wanted)

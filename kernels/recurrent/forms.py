@@ -41,6 +41,15 @@ class Form(NamedTuple):
     warps: int
     stages: int
 
+    @property
+    def loop_stages(self) -> int:
+        """Steps in flight of a loop inside a kernel.
+
+        One where a step's values go through memory: a load of them must not move ahead of the step
+        that stores them.
+        """
+        return self.stages if self.name == "held" else 1
+
     def padded(self, hidden: int) -> int:
         """Units of weights and carried rows, which are padded with 0 to whole blocks."""
         block = max(self.n, self.k)

@@ -116,7 +116,7 @@ def forward_scan(
     [2, ways, carry_rows, WIDTH] (h before the first step in its first half) padded with 0, h
     [T, B, ways * H] by strides, state and h0, h_last [ways, B, H], `saved` alpha, beta, mix, each
     [ways, T, B, H] in the order of steps.  HELD keeps the weights on the chip and h in registers;
-    otherwise both are read step by step, h from `carry`.
+    otherwise both are read step by step, h from `carry`.  STAGES: see `Form.loop_stages`.
     """
     T = sizes[0]
     H = sizes[2]
@@ -165,8 +165,7 @@ def forward_scan(
         p0, p1, p2, p3 = input_products(
             pre, 0, length, rows, units, way, sizes, strides_p, mask, GATES
         )
-        # one stage: a load of carry must not move ahead of the step that stores it
-        for k in tl.range(0, T, num_stages=1):
+        for k in tl.range(0, T, num_stages=STAGES):
             n = p2
             if GATES == 3:
                 n = tl.zeros((BM, WIDTH), tl.float32) + bias_row

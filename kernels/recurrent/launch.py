@@ -179,7 +179,7 @@ def _advance(
     if form.name != "stepped":
         forward_scan[(tiles, ways)](
             pre, w, bias, state, saved.h0, carry, *tensors, *numbers,
-            HELD=form.name == "held", STAGES=form.stages, **shared,
+            HELD=form.name == "held", STAGES=form.loop_stages, **shared,
         )  # fmt: skip
         return
     grid = (tiles * (w.shape[-1] // form.n), ways)
@@ -272,7 +272,7 @@ def _carry_back(
     if form.name != "stepped":
         relevance_scan[(tiles, ways)](
             *tensors, _or(end, r_h0), carry, lengths, s, r_h0, r_c0, *numbers,
-            GIVEN=end is not None, HELD=form.name == "held", STAGES=form.stages, **shared,
+            GIVEN=end is not None, HELD=form.name == "held", STAGES=form.loop_stages, **shared,
         )  # fmt: skip
         return
     state = r_c0 if cells else torch.empty_like(r_h0)

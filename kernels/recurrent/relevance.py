@@ -142,7 +142,7 @@ def relevance_scan(
     above [K, T, B, ways * H], h [T, B, ways * H] and s, like above, by strides; w [ways, WIDTH,
     WIDTH], the transposed recurrent weight, and carry [2, ways, carry_rows, WIDTH] padded with 0;
     h0 [ways, B, H]; r_last, r_cells, r_h0, r_c0 [K, ways, B, H].  CELLS: the state is a cell, its
-    relevance GIVEN or 0; STATE: it is carried on (not an RNN's).
+    relevance GIVEN or 0; STATE: it is carried on (not an RNN's).  STAGES: see `Form.loop_stages`.
     """
     T = sizes[0]
     way = tl.program_id(1)
@@ -162,31 +162,23 @@ def relevance_scan(
     w += way.to(tl.int64) * WIDTH * WIDTH
     if HELD:
         held = weight_tile(w, 0, units, tl.arange(0, WIDTH), WIDTH)
-        for j in tl.range(0, T, num_stages=STAGES):
-            k = T - 1 - j
-            before = hidden_before(h, h0, k, length, samples, units, way, mask, sizes, strides_h)
-            r, mixed = share(
-                r, u, above, saved, s, k, length, samples, targets, units, way, mask, sizes,
-                strides_a, strides_s, ABOVE, STATE, MIX,
-            )  # fmt: skip
+    for j in tl.range(0, T, num_stages=STAGES):
+        k = T - 1 - j
+        before = hidden_before(h, h0, k, length, samples, units, way, mask, sizes, strides_h)
+        r, mixed = share(
+            r, u, above, saved, s, k, length, samples, targets, units, way, mask, sizes,
+            strides_a, strides_s, ABOVE, STATE, MIX,
+        )  # fmt: skip
+        if HELD:
             v = tl.dot(mixed.to(w.dtype.element_ty), held, input_precision=PRECISION)
-            u = tl.where((k < length)[:, None], before * v, u)
-    else:
-        # one stage: a load of carry must not move ahead of the step that stores it
-        for j in tl.range(0, T, num_stages=1):
-            k = T - 1 - j
-            before = hidden_before(h, h0, k, length, samples, units, way, mask, sizes, strides_h)
-            r, mixed = share(
-                r, u, above, saved, s, k, length, samples, targets, units, way, mask, sizes,
-                strides_a, strides_s, ABOVE, STATE, MIX,
-            )  # fmt: skip
+        else:
             half = carry + carry_start(k, way, carry_rows, WIDTH)
             place = half + carry_offsets(rows, units, WIDTH)
             tl.store(place, mixed.to(carry.dtype.element_ty), mask=mask)
             # other threads of this program read it next
             tl.debug_barrier()
             v = product(half, w, rows, units, WIDTH, PRECISION, BK)
-            u = tl.where((k < length)[:, None], before * v, u)
+        u = tl.where((k < length)[:, None], before * v, u)
     if CELLS:
         tl.store(r_h0 + own, u, mask=mask)
         tl.store(r_c0 + own, r, mask=mask)

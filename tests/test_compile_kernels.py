@@ -101,12 +101,14 @@ def test_parts_are_joined_in_order(
     names = [name for name, _ in command.work()][:3]
     first, second, third = (replace(CLEAN, case=name) for name in names)
     monkeypatch.setattr(command, "RECORDS", tmp_path)
-    for part, builds in enumerate([[third, first], [second, replace(first, target="sm_80")]]):
+    for part, builds in enumerate(
+        [[third, first], [second, replace(first, target="sm_80", shared=0)]]
+    ):
         monkeypatch.setattr(command, "compiled", lambda target, wanted, builds=builds: builds)
         saved = ["--target", "sm_90", "--part", f"{part}/2", "--save", str(tmp_path / f"{part}")]
         assert command.main(saved) == 0
     assert command.main(["--join", str(tmp_path / "0"), str(tmp_path / "1")]) == 0
     found = (tmp_path / f"kernels-triton-{triton.__version__}.md").read_text()
-    expected = [replace(first, target="sm_80"), first, second, third]
+    expected = [replace(first, target="sm_80", shared=0), first, second, third]
     assert found == table(expected, triton.__version__)
     assert capsys.readouterr().out.endswith("4 builds, 0 with faults\n")

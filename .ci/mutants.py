@@ -25,8 +25,8 @@ from mutation.mutants import Mutant, chosen, mutants_of  # noqa: E402
 from mutation.runner import Outcome, Project, baseline, outcomes, preload  # noqa: E402
 
 COUNTS = {
-    "rules": 14, "maps": 12, "fold": 10, "rewrite": 10, "inplace": 6, "analysis": 8, "gates": 6,
-    "targets": 10, "backends/forms/output": 5, "backends/forms/signs": 8, "backends/forms/joint": 6,
+    "rules": 14, "maps": 12, "fold": 10, "rewrite": 5, "linearised": 5, "inplace": 6,
+    "analysis": 8, "gates": 6, "targets": 10, "backends/forms/output": 5, "backends/forms/signs": 8, "backends/forms/joint": 6,
     "backends/forms/constants": 5, "backends/forms/general": 5, "backends/forms/layer": 3,
     "backends/products": 10, "backends/pointwise": 8,
     "backends/aten": 3, "backends/onednn": 6, "recurrent/reduced": 12, "recurrent/aten": 10,

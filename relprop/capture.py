@@ -8,7 +8,6 @@ import logging
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,11 +15,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.export.graph_signature import InputKind
 
 from relprop.errors import CaptureError
-from relprop.graph import Graph, Node, Ref, Source
-from relprop.timeaxis import library_operation, time_axes, whole_sequences
+from relprop.exported import graph_of
+from relprop.graph import Graph
+from relprop.timeaxis import time_axes, whole_sequences
+from relprop.translation import operation_name
 
 __all__ = ["CAPTURE_LOCK", "capture_by_export", "example_batch"]
 
@@ -82,7 +82,7 @@ def capture_by_export(
             return _for_any_time(model, small_args, small_kwargs, batch_dim, axes)
     try:
         program = _export(model, small_args, small_kwargs, batch_dim)
-        return _graph(model, program, EXAMPLE_BATCH, symbolic=True)
+        return graph_of(model, program, EXAMPLE_BATCH, symbolic=True)
     except Exception as error:
         first = error
     try:
@@ -90,7 +90,7 @@ def capture_by_export(
     except Exception:
         raise CaptureError(f"torch.export refuses the model: {_first_line(first)}") from first
     batch = next((x.shape[batch_dim] for x in leaves if _has_axis(x, batch_dim)), 1)
-    return _graph(model, program, batch, symbolic=False)
+    return graph_of(model, program, batch, symbolic=False)
 
 
 def free_time(model: nn.Module, leaves: Sequence[Any], batch_dim: int) -> dict[int, int]:
@@ -124,7 +124,7 @@ def _for_any_time(
             axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
             if any(isinstance(part.shape[axis], torch.SymInt) for part in node.meta["val"]):
                 raise CaptureError(f"{node.target} divides an axis of symbolic size")
-    graph = _graph(model, program, EXAMPLE_BATCH, symbolic=True)
+    graph = graph_of(model, program, EXAMPLE_BATCH, symbolic=True)
     graph.any_time = True
     return graph
 
@@ -177,140 +177,3 @@ def _export(
         FakeTensorMode.cache_clear()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _graph(
-    model: nn.Module, program: torch.export.ExportedProgram, batch: int, symbolic: bool
-) -> Graph:
-    inputs: list[str] = []
-    sources: dict[str, Source] = {}
-    for spec in program.graph_signature.input_specs:
-        name = spec.arg.name
-        if spec.kind is InputKind.USER_INPUT:
-            inputs.append(name)
-        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            sources[name] = Source(name, spec.target)
-        elif spec.kind is InputKind.CONSTANT_TENSOR:
-            constant = program.constants[str(spec.target)]
-            path = spec.target if _holds(model, str(spec.target), constant) else None
-            sources[name] = Source(name, path, constant)
-        else:
-            raise CaptureError(f"the model takes an input of kind {spec.kind.name}: '{name}'")
-    for fx_node in program.graph_module.graph.nodes:
-        if fx_node.name in sources:
-            shape = _shape(fx_node.meta.get("val")) or ()
-            sources[fx_node.name] = replace(sources[fx_node.name], shape=shape)
-    nodes = _Translation(model, program.graph_module)
-    outputs = [
-        Ref(spec.arg.name) if hasattr(spec.arg, "name") else getattr(spec.arg, "value", None)
-        for spec in program.graph_signature.output_specs
-        if spec.kind.name == "USER_OUTPUT"
-    ]
-    output = pytree.tree_unflatten(outputs, program.call_spec.out_spec)
-    return Graph(inputs, sources, nodes.nodes, output, nodes.module_outputs(), batch, symbolic)
-
-
-def _holds(model: nn.Module, path: str, constant: Any) -> bool:
-    value: Any = model
-    for part in path.split("."):
-        value = getattr(value, part, None)
-    return isinstance(value, Tensor) and value.shape == getattr(constant, "shape", None)
-
-
-class _Translation:
-    """The nodes of an exported graph module as ours."""
-
-    def __init__(self, model: nn.Module, module: torch.fx.GraphModule) -> None:
-        self.types = {path: type(child) for path, child in model.named_modules()}
-        self.calls: dict[str, str] = {}
-        self.fx_nodes = [node for node in module.graph.nodes if node.op == "call_function"]
-        self.nodes = {node.name: self._node(node) for node in self.fx_nodes}
-        self.outside = {node.name: self._readers(node) for node in self.fx_nodes}
-
-    def _node(self, node: torch.fx.Node) -> Node:
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
-            raise CaptureError(f"the model contains a control-flow operation, {node.target}")
-        calls = self._stack(node)
-        value = node.meta.get("val")
-        return Node(
-            name=node.name,
-            op=operation_name(node.target),
-            function=library_operation(node.target),
-            args=tuple(_argument(arg) for arg in node.args),
-            kwargs={key: _argument(arg) for key, arg in node.kwargs.items()},
-            path=calls[-1] if calls else "",
-            module_types=tuple(
-                self.types[path.partition("@")[0]]
-                for path in reversed(calls)
-                if path.partition("@")[0] in self.types
-            ),
-            shape=_shape(value),
-            dtype=value.dtype if isinstance(value, Tensor) else None,
-            attributes=_parts(value),
-        )
-
-    def _stack(self, node: torch.fx.Node) -> list[str]:
-        """Module calls around a node, outermost first: "path", or "path@k" for a repetition."""
-        calls = []
-        for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
-            if not isinstance(path, str) or path.startswith("_empty"):
-                continue
-            path = path.removeprefix("L['self'].").removeprefix("L['self']")
-            calls.append(self._call(path, str(key)))
-        return calls
-
-    def _call(self, path: str, key: str) -> str:
-        suffix = key.rpartition("@")[2] if "@" in key else ""
-        return f"{path}@{suffix}" if suffix.isdigit() and suffix != "0" else path
-
-    def _readers(self, node: torch.fx.Node) -> list[list[str]]:
-        return [self._stack(user) if user.op != "output" else [] for user in node.users]
-
-    def module_outputs(self) -> dict[str, str]:
-        """For each module call the last of its values that is read outside of it."""
-        found: dict[str, str] = {}
-        for node in self.fx_nodes:
-            if not isinstance(node.meta.get("val"), Tensor):
-                continue
-            for call in self._stack(node):
-                if call and any(call not in stack for stack in self.outside[node.name]):
-                    found[call] = node.name
-        return found
-
-
-def _argument(value: Any) -> Any:
-    if isinstance(value, torch.fx.Node):
-        return Ref(value.name)
-    if isinstance(value, (list, tuple)):
-        items = [_argument(item) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    return value
-
-
-def operation_name(target: Any) -> str:
-    """ "aten.conv2d.default" → "conv2d"; a Python function by its own name."""
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.partition("::")[2]
-    return getattr(target, "__name__", str(target))
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(_size(size) for size in value.shape) if isinstance(value, Tensor) else None
-
-
-def _size(size: Any) -> int:
-    if not isinstance(size, torch.SymInt):
-        return int(size)
-    if not size.node.has_hint():
-        raise CaptureError("the shape of a value depends on the data, as with x[mask]")
-    return int(size.node.hint)
-
-
-def _parts(value: Any) -> dict[str, Any]:
-    """Shapes of the parts of a value that is a tuple (split, unbind, …), axes of free size."""
-    if isinstance(value, Tensor):
-        sizes = enumerate(value.shape)
-        return {"free": tuple(i for i, size in sizes if isinstance(size, torch.SymInt))}
-    if isinstance(value, (tuple, list)):
-        return {"parts": [_shape(part) for part in value]}
-    return {}

@@ -23,9 +23,9 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from relprop.capture import _argument, _parts, _shape, operation_name
 from relprop.errors import CaptureError
 from relprop.graph import Graph, Node, Ref, Source, map_refs
+from relprop.translation import argument_of, translated
 
 __all__ = ["record"]
 
@@ -176,11 +176,15 @@ def _graph(
             sources[fx_node.name] = Source(fx_node.name, path, constant, tuple(tensor.shape))
         elif fx_node.op == "call_function":
             stacks[fx_node.name] = stack = calls.stack(position)
-            node = _node(fx_node, stack, calls).renamed(renames)
-            node = _without_mutation(node, renames)
-            nodes[node.name] = node
+            node = translated(
+                fx_node,
+                fx_node.target,  # type: ignore[arg-type]
+                stack[-1] if stack else "",
+                [calls.types[call.partition("@")[0]] for call in [*reversed(stack), ""]],
+            )
+            nodes[node.name] = _without_mutation(node.renamed(renames), renames)
         elif fx_node.op == "output":
-            outputs = list(_argument(fx_node.args[0]))
+            outputs = list(argument_of(fx_node.args[0]))
     inputs = [f"input_{index}" for index in range(len(leaves))]
     for index, name in zip(positions, placeholders, strict=True):
         inputs[index] = name
@@ -189,22 +193,6 @@ def _graph(
     graph.output = map_refs(graph.output, lambda name: Ref(renames.get(name, name)))
     graph.module_outputs = _module_outputs(graph, stacks)
     return graph
-
-
-def _node(fx_node: torch.fx.Node, stack: list[str], calls: _Calls) -> Node:
-    value = fx_node.meta.get("val")
-    return Node(
-        name=fx_node.name,
-        op=operation_name(fx_node.target),
-        function=fx_node.target,  # type: ignore[arg-type]
-        args=tuple(_argument(arg) for arg in fx_node.args),
-        kwargs={key: _argument(arg) for key, arg in fx_node.kwargs.items()},
-        path=stack[-1] if stack else "",
-        module_types=tuple(calls.types[call.partition("@")[0]] for call in [*reversed(stack), ""]),
-        shape=_shape(value),
-        dtype=value.dtype if isinstance(value, Tensor) else None,
-        attributes=_parts(value),
-    )
 
 
 def _without_mutation(node: Node, renames: dict[str, str]) -> Node:

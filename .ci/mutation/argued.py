@@ -15,8 +15,8 @@ ARGUED: dict[str, str] = {
     "isinstance(node.args[0], Ref) → bool(node.args)": (
         "an identity's first argument is always a value of the graph"
     ),
-    "relprop/rewrite.py:_from_batch_norm:constant: 0 → 1": _SHAPE,
-    "relprop/rewrite.py:_from_batch_norm:constant: 0 → 1 (2)": _SHAPE,
+    "relprop/linearised.py:_from_batch_norm:constant: 0 → 1": _SHAPE,
+    "relprop/linearised.py:_from_batch_norm:constant: 0 → 1 (2)": _SHAPE,
     "relprop/inplace.py:rectify:dropped factor: replace(source.options['call'], rectified=True) → "
     "replace(source.options['call'])": (
         "tells the backend that the rectified z has no negative sign, which saves a pass over "

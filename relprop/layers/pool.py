@@ -1,4 +1,4 @@
-"""Pooling and resampling: Epsilon on the pooling's own map, or the winner takes all."""
+"""Pooling: Epsilon on the pooling's own map, or the winner takes all."""
 
 from __future__ import annotations
 
@@ -148,25 +148,6 @@ class Reduction(LinearPooling):
         if node.op == "mean":
             s = s / math.prod(a.shape[axis] for axis in axes)
         return s.expand(a.shape).clone()
-
-
-@register("upsample_bilinear2d", "upsample_linear1d", "upsample_trilinear3d", "upsample_bicubic2d")
-class Resampling(LinearPooling):
-    """Linear resampling."""
-
-    def adjoint(self, node: Node, s: Tensor, a: Tensor) -> Tensor:
-        backward = getattr(aten, f"{node.op}_backward")
-        corners = node.args[2]
-        scales = argument(node, 3, "scale_factors", None)
-        spatial = a.ndim - 2
-        if node.overload != "vec":
-            scales = node.args[3 : 3 + spatial] or None
-        given = list(scales) if scales else [None] * spatial
-        out: Tensor = backward(s, list(s.shape[2:]), list(a.shape), corners, *given)
-        return out
-
-    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
-        return known(node.args[0]) and node.op != "upsample_bicubic2d"
 
 
 def _stacked(rows: Sequence[Tensor]) -> Tensor:

@@ -1,29 +1,45 @@
-"""Linear resampling beyond plain interpolation: with anti-aliasing, at the points of a grid."""
+"""Linear resampling: interpolation, with anti-aliasing too, and at the points of a grid."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from relprop.graph import Node
-from relprop.layers.base import Step, quotient, register, wide
-from relprop.layers.pool import LinearPooling, Resampling
+from relprop.layers.base import Step, argument, quotient, register, wide
+from relprop.layers.pool import LinearPooling
 from relprop.rules import Norm
 
-__all__ = ["Antialiased", "GridSampling"]
+__all__ = ["Antialiased", "GridSampling", "Resampling"]
 
 aten = torch.ops.aten
+
+
+@register("upsample_bilinear2d", "upsample_linear1d", "upsample_trilinear3d", "upsample_bicubic2d")
+class Resampling(LinearPooling):
+    """Linear resampling."""
+
+    def adjoint(self, node: Node, s: Tensor, a: Tensor) -> Tensor:
+        backward = getattr(aten, f"{node.op}_backward")
+        corners = node.args[2]
+        scales = argument(node, 3, "scale_factors", None)
+        spatial = a.ndim - 2
+        if node.overload != "vec":
+            scales = node.args[3 : 3 + spatial] or None
+        given = list(scales) if scales else [None] * spatial
+        out: Tensor = backward(s, list(s.shape[2:]), list(a.shape), corners, *given)
+        return out
+
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
+        return known(node.args[0]) and "bicubic" not in node.op
 
 
 @register("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 class Antialiased(Resampling):
     """Interpolation that averages over what it leaves out."""
-
-    def nonnegative(self, node: Node, known: Any) -> bool:
-        return bool(known(node.args[0])) and "bicubic" not in node.op
 
 
 @register("grid_sampler")
@@ -44,6 +60,6 @@ class GridSampling(LinearPooling):
         ]
         return (torch.stack(rows).mul_(a),)
 
-    def nonnegative(self, node: Node, known: Any) -> bool:
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
         bicubic = 2
-        return bool(known(node.args[0])) and node.args[2] != bicubic
+        return known(node.args[0]) and node.args[2] != bicubic

@@ -1,6 +1,7 @@
 """Quantus' max sensitivity on three ways to explain: its Captum path, its Zennit path, relprop's.
 
     python -m benchmarks.quantus [--network vgg11] [--size 64] [--batch 4] [--samples 10]
+                                 [--rounds 3] [--record FILE.csv]
 
 All run in one process, in turn, with the same noise; the scores must agree before times are shown.
 """
@@ -9,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ import torch
 from torch import nn
 
 from benchmarks.peers import declare_torchvision_operators, network
+from benchmarks.rows import write_rows
 from benchmarks.timing import interleaved
 from relprop.integrations.quantus import explain
+from relprop.tables import table
 
-__all__ = ["main", "variants"]
+__all__ = ["main", "measured", "variants"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "LRP-epsilon (Captum's LRP)": {"method": "LRP"},
@@ -61,12 +64,52 @@ def variants(
     }
 
 
+def measured(
+    runs: dict[tuple[str, str], Callable[[], list[float]]], explained: int, rounds: int
+) -> list[dict[str, str]]:
+    """Time and score of each run, Quantus' own beside ours.
+
+    Args:
+        runs: what `variants` gives.
+        explained: explanations that one run makes.
+        rounds: measured rounds.
+
+    Returns:
+        A row a run.
+
+    Raises:
+        AssertionError: the scores of the two libraries differ.
+    """
+    scores = {key: np.array(run()) for key, run in runs.items()}
+    for method in METHODS:
+        np.testing.assert_allclose(
+            scores[method, "relprop"], scores[method, "Quantus' own"], rtol=1e-2, err_msg=method
+        )
+    times = interleaved({str(key): run for key, run in runs.items()}, rounds, warmup=0)
+    found = []
+    for (method, library), score in scores.items():
+        time, theirs = times[str((method, library))], times[str((method, "Quantus' own"))]
+        found.append(
+            {
+                "method": method,
+                "library": library,
+                "seconds": f"{time.median:.3f}",
+                "spread": f"{time.spread:.2f}",
+                "explanations/s": f"{explained / time.median:.1f}",
+                "times as fast": f"{theirs.median / time.median:.2f}",
+                "score": f"{score.mean():.5f}",
+            }
+        )
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and print a table; 1 if the scores of two libraries differ."""
+    """Measure, print a table, record it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="vgg11", help="of torchvision, without batch norm")
     for name, value in (("size", 64), ("batch", 4), ("samples", 10), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--record", type=Path, help="CSV file to write")
     given = parser.parse_args(arguments)
     declare_torchvision_operators()
     with warnings.catch_warnings():
@@ -78,31 +121,22 @@ def main(arguments: list[str] | None = None) -> int:
     with torch.no_grad():
         y = model(torch.from_numpy(x)).argmax(1).numpy()
     runs = variants(quantus, model, x, y, given.samples)
-    scores = {key: np.array(run()) for key, run in runs.items()}
-    times = interleaved({str(key): run for key, run in runs.items()}, given.rounds, warmup=0)
-    print(
-        f"quantus {quantus.__version__}, torch {torch.__version__}, {torch.get_num_threads()} "
-        f"thread(s): {given.network}, {given.batch} x 3 x {given.size} x {given.size}, "
-        f"{given.samples} noisy copies of each, median of {given.rounds} rounds"
-    )
-    explained = given.batch * (given.samples + 1)
-    for method in METHODS:
-        ours, theirs = (times[str((method, name))].median for name in ("relprop", "Quantus' own"))
-        for name, seconds in (("relprop", ours), ("Quantus' own", theirs)):
-            score = scores[method, name].mean()
-            print(
-                f"{method:36}  {name:13} {seconds:7.3f} s  {explained / seconds:7.1f} "
-                f"explanations/s  score {score:.5f}"
-            )
-        print(f"{'':36}  {theirs / ours:.2f} times as fast")
-    agree = all(
-        np.allclose(scores[method, "relprop"], scores[method, "Quantus' own"], rtol=1e-2)
-        for method in METHODS
-    )
-    if not agree:
-        print("the scores of the two differ", file=sys.stderr)
-    return 0 if agree else 1
+    rows = measured(runs, given.batch * (given.samples + 1), given.rounds)
+    setting = {
+        "metric": "max sensitivity",
+        "network": given.network,
+        "images": " x ".join(map(str, x.shape)),
+        "copies": str(given.samples),
+        "rounds": str(given.rounds),
+        "threads": str(torch.get_num_threads()),
+        "quantus": quantus.__version__,
+        "torch": torch.__version__,
+    }
+    print(", ".join(f"{key}: {value}" for key, value in setting.items()))
+    print(table(list(rows[0]), [list(row.values()) for row in rows]))
+    write_rows(given.record, [{**row, **setting} for row in rows])
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

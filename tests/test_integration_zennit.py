@@ -698,11 +698,33 @@ def test_peers_count_what_nothing_explains(capsys: pytest.CaptureFixture[str]) -
     outcomes = {suite.name: peers.Outcome(passed=["a::test_a[1]"]) for suite in suites}
     assert peers.tell(suites, outcomes)
     known = "test_attribution.py::test_smooth_grad_distribution[0.1]"
-    outcomes["attribution"].failed[known] = "calls"
+    said = "E   AssertionError: SmoothGrad iterations did not match n_iter!"
+    outcomes["attribution"].failed[known] = said
     assert peers.tell(suites, outcomes)
     assert "test_smooth_grad_distribution, 1 cases: counts the calls" in capsys.readouterr().out
-    outcomes["attribution, one by one"].failed[known] = "calls"
+    outcomes["attribution"].failed[known] = "E   ZeroDivisionError"
+    assert not peers.tell(suites, outcomes)
+    assert "NOT EXPLAINED: test_attribution.py::test_smooth_grad" in capsys.readouterr().out
+    outcomes["attribution"].failed[known] = said
+    outcomes["attribution, one by one"].failed[known] = said
     assert not peers.tell(suites, outcomes)
     outcomes["attribution, one by one"].failed.clear()
     outcomes["rules"].failed["test_rules.py::test_linear_rule[x]"] = "wrong"
+    assert not peers.tell(suites, outcomes)
+
+
+def test_peers_want_all_the_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run in which nothing is collected, and a case that is skipped, are no success."""
+    peers = _peers()
+    monkeypatch.setattr(peers, "run", lambda suite, tests, selection, outcome: None)
+    outcomes = peers.check(peers.SUITES, tmp_path, 500, 1, 0)
+    assert not peers.tell(peers.SUITES, outcomes)
+    said = capsys.readouterr().out
+    for count in (250, 50, 200):
+        assert f"NOT EXPLAINED: 0 cases ran; expected {count}\n" in said
+    suites = peers.SUITES
+    outcomes = {suite.name: peers.Outcome(passed=["a::test_a[1]"]) for suite in suites}
+    outcomes["rules"].skipped.append("test_rules.py::test_linear_rule[x]")
     assert not peers.tell(suites, outcomes)

@@ -3,9 +3,9 @@
     python -m benchmarks.stream DATA               DATA as `relprop explain` takes it
     python -m benchmarks.stream DATA --record CSV
 
-The loop explains the first of the samples, in batches of the same size, and keeps nothing; it is
-timed before and after each job, since a machine's speed drifts.  Capture is not counted, and each
-job has a fresh folder; medians count.
+A machine's speed drifts, so job and loop take turns, shard by shard, each first every other time:
+the loop explains the samples of a shard in batches of the same size and keeps nothing; the job
+reads, explains and writes them.  Capture is not counted, and each round has a fresh folder.
 """
 
 from __future__ import annotations
@@ -14,37 +14,26 @@ import argparse
 import csv
 import platform
 import statistics
-import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import relprop
+from benchmarks.jobs import FreshJob, fresh_job
 from relprop.atomic import replacing
 from relprop.batch import JobSpec
-from relprop.batch.locks import JobLock
-from relprop.batch.preparing import Prepared, made_manifest, prepare
-from relprop.batch.worker import Tally, Worker
+from relprop.batch.preparing import Prepared, prepare
+from relprop.batch.worker import Tally
 from relprop.tables import table
 
 __all__ = ["main"]
 
 WATCH_SECONDS = 0.2
-
-
-class Silent:
-    """A report that nobody reads."""
-
-    def advance(self, samples: int, busy: dict[str, float]) -> None:
-        """Nothing."""
-
-    def line(self, text: str) -> None:
-        """Print what went wrong."""
-        print(text)
 
 
 class Memory:
@@ -79,81 +68,86 @@ def resident() -> int:
     return pages * 4096
 
 
-def bare_loop(prepared: Prepared, batch: int, samples: int) -> float:
-    """Seconds of the bare loop: the predicted class of each batch, nothing kept."""
-    explainer = relprop.Explainer(
-        prepared.explaining.model, prepared.explaining.explainer.method, frozen=True
-    )
-    assert prepared.source.read_slice is not None
-    whole = prepared.source.read_slice(0, samples)
+@dataclass
+class Turns:
+    """Seconds of each turn, by the clock and of the processors."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def time(self, work: Callable[[], object]) -> None:
+        """One turn."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        self.wall.append(time.perf_counter() - wall)
+        self.cpu.append(time.process_time() - cpu)
+
+
+def bare_loop(prepared: Prepared, batch: int) -> Callable[[Tensor], None]:
+    """The bare loop over inputs in memory: the predicted class of each batch, nothing kept."""
+    explaining = prepared.explaining
+    explainer = relprop.Explainer(explaining.model, explaining.explainer.method, frozen=True)
 
     def predicted(output: Tensor) -> Tensor:
         return output.argmax(1)
 
-    explainer(whole[:batch], target=predicted)
-    started = time.perf_counter()
-    for values in whole.split(batch):
-        explainer(values, target=predicted)
-    return time.perf_counter() - started
+    def loop(values: Tensor) -> None:
+        for part in values.split(batch):
+            explainer(part, target=predicted)
+
+    return loop
 
 
-def whole_job(prepared: Prepared, spec: JobSpec) -> tuple[Tally, Memory, int]:
-    """A job from nothing: its tally, its memory, the bytes it wrote."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        lock = JobLock(folder)
-        manifest = made_manifest(prepared, spec, folder, lock)
-        worker = Worker(spec, prepared, manifest, folder, lock, Silent(), lambda: False)
-        with Memory() as memory:
-            tally = worker.run(range(manifest.count), spec.readers or 0)
-        lock.close()
-        written = sum(path.stat().st_size for path in folder.rglob("shard-*"))
-    return tally, memory, written
+def take_turns(job: FreshJob, loop: Callable[[Tensor], None], bare: Turns, own: Turns) -> Tally:
+    """A whole job and the loop over the same samples, shard by shard."""
+    read = job.prepared.source.read_slice
+    assert read is not None
+    tally = Tally()
+    for shard in range(job.manifest.count):
+        values = read(*job.manifest.span(shard))
+        turns = [
+            lambda values=values: bare.time(lambda: loop(values)),
+            lambda shard=shard: own.time(lambda: tally.add(job.run([shard]))),
+        ]
+        for turn in turns if shard % 2 == 0 else reversed(turns):
+            turn()
+    return tally
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write the record if asked."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.stream", description=__doc__)
-    parser.add_argument("data")
-    parser.add_argument("--model", default="fashion_mnist_cnn")
-    parser.add_argument("--method", default="epsilon_plus")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--format", default="safetensors")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--reduce")
-    parser.add_argument("--loop-samples", type=int, default=12_800)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--record", type=Path, help="CSV file to write")
-    given = parser.parse_args(argv)
+    given = arguments(argv)
     spec = JobSpec.of(argparse.Namespace(**{**vars(given), "job": "", "quiet": True}))
     prepared = prepare(spec)
-    samples = prepared.wanted.samples
-    bare: list[float] = []
-    jobs: list[float] = []
-    short = min(samples, given.loop_samples)
-    bare.append(short / bare_loop(prepared, given.batch_size, short))
-    for _ in range(given.rounds):
-        tally, memory, written = whole_job(prepared, spec)
-        jobs.append(samples / tally.seconds)
-        bare.append(short / bare_loop(prepared, given.batch_size, short))
+    loop = bare_loop(prepared, given.batch_size)
+    bare, own, tally = Turns(), Turns(), Tally()
+    with fresh_job(prepared, spec, samples=given.batch_size) as warm:
+        take_turns(warm, loop, Turns(), Turns())
+    with Memory() as memory:
+        for _ in range(given.rounds):
+            with fresh_job(prepared, spec) as job:
+                tally.add(take_turns(job, loop, bare, own))
+                written = job.written() / job.manifest.samples
+    ratios = [loop / job for loop, job in zip(bare.wall, own.wall, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     row = {
         "data": Path(given.data).name,
         "model": given.model,
         "method": given.method,
-        "samples": samples,
+        "samples": prepared.wanted.samples,
         "batch": given.batch_size,
         "format": given.format,
         "dtype": given.dtype,
         "reduce": given.reduce or "",
-        "bare_per_s": round(statistics.median(bare), 1),
-        "bare_each": " ".join(f"{rate:.0f}" for rate in bare),
-        "job_per_s": round(statistics.median(jobs), 1),
-        "ratio": round(statistics.median(jobs) / statistics.median(bare), 3),
+        "loop_per_s": round(tally.samples / sum(bare.wall), 1),
+        "job_per_s": round(tally.samples / sum(own.wall), 1),
+        "ratio": round(sum(bare.wall) / sum(own.wall), 3),
+        "ratio_quartiles": f"{low:.3f} {middle:.3f} {high:.3f}",
+        "cpu_ratio": round(sum(bare.cpu) / sum(own.cpu), 3),
         **{
-            f"{stage}_share": round(spent / tally.seconds, 3) for stage, spent in tally.busy.items()
+            f"{stage}_share": round(spent / sum(own.wall), 3) for stage, spent in tally.busy.items()
         },
-        "bytes_each": round(written / samples, 1),
+        "bytes_each": round(written, 1),
         "rss_mib_quarters": " ".join(str(seen >> 20) for seen in memory.quarters()),
         "threads": torch.get_num_threads(),
         "rounds": given.rounds,
@@ -167,6 +161,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             writer.writeheader()
             writer.writerow(row)
     return 0
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed words of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stream", description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("--model", default="fashion_mnist_cnn")
+    parser.add_argument("--method", default="epsilon_plus")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--shard-size", type=int, default=4096)
+    parser.add_argument("--format", default="safetensors")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--reduce")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--record", type=Path, help="CSV file to write")
+    return parser.parse_args(argv)
 
 
 def processor() -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,11 @@ def cells(device: str = "cpu", count: int = 4096) -> Iterator[Cell]:
 
 
 def _stream(device: str, count: int, dtype: str) -> Workload:
+    from benchmarks.jobs import fresh_job  # late: older versions have no jobs
+    from relprop.batch import JobSpec
+    from relprop.batch.preparing import prepare
+    from relprop.batch.status import stages
+
     folder = tempfile.TemporaryDirectory(prefix="relprop-stream-")
     path = Path(folder.name) / "images.npy"
     images = _images(count)
@@ -51,10 +54,16 @@ def _stream(device: str, count: int, dtype: str) -> Workload:
     subject = Subject(model, [(images[:BATCH].to(device), target[:BATCH])])
     passes = gate(subject, METHOD, device)
     note = {"note": ""}
-    job = partial(_job, path, Path(folder.name), dtype, device)
+    spec = JobSpec(
+        model=MODEL, data=str(path), job="", method=METHOD, dtype=dtype, device=device,
+        batch_size=BATCH, threads=torch.get_num_threads(), readers=0,
+    )  # fmt: skip
+    prepared = prepare(spec)
 
     def whole_job() -> Any:
-        note["note"] = job(count)
+        with fresh_job(prepared, spec, Path(folder.name)) as job:
+            tally = job.run(range(job.manifest.count))
+        note["note"] = stages(tally.busy, tally.seconds)
         return folder  # which lives as long as this variant
 
     loops: dict[str, Explain | None] = {
@@ -74,7 +83,7 @@ def _stream(device: str, count: int, dtype: str) -> Workload:
         for library, explain in loops.items()
         if explain is not None
     ]
-    answer = partial(_first, path, Path(folder.name), dtype, device)
+    answer = partial(_answer, prepared, spec, Path(folder.name))
     # stored in float16 the maps are no nearer than its rounding
     precision = "highest" if dtype == "float32" else "medium"
     variants.append(Variant("relprop job", whole_job, answer, passes, count, precision, note))
@@ -95,32 +104,12 @@ def _loop(explain: Explain, images: Tensor, target: Tensor, device: str) -> None
         explain(x.to(device), t)
 
 
-def _job(path: Path, folder: Path, dtype: str, device: str, count: int) -> str:
-    """Run a job from its beginning; the stages' shares of the time, as it prints them."""
-    printed = io.StringIO()
-    with tempfile.TemporaryDirectory(dir=folder) as place, redirect_stdout(printed):
-        _run(path, Path(place), dtype, device, count)
-    (line,) = (line for line in printed.getvalue().splitlines() if "samples in" in line)
-    return line.partition("; ")[2]
-
-
-def _run(path: Path, place: Path, dtype: str, device: str, count: int, quiet: bool = False) -> None:
-    from relprop.batch import JobSpec, run_job  # late: older versions have none
-
-    spec = JobSpec(
-        model=MODEL, data=str(path), job=str(place), method=METHOD, dtype=dtype, device=device,
-        limit=count, batch_size=BATCH, threads=torch.get_num_threads(), quiet=quiet,
-    )  # fmt: skip
-    status = run_job(spec)
-    if status:
-        raise RuntimeError(f"the job ended with status {status}")
-
-
-def _first(path: Path, folder: Path, dtype: str, device: str) -> Tensor:
+def _answer(prepared: Any, spec: Any, folder: Path) -> Tensor:
     """Relevance of the first image, read from a job's files."""
+    from benchmarks.jobs import fresh_job
     from relprop.batch import open_job
 
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        _run(path, Path(place), dtype, device, 1, quiet=True)
-        found: Tensor = open_job(place)[0]["relevance"]
+    with fresh_job(prepared, spec, folder, samples=1) as job:
+        job.run([0])
+        found: Tensor = open_job(job.folder)[0]["relevance"]
         return found.unsqueeze(0).clone()

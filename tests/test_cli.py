@@ -594,6 +594,35 @@ NONSENSE = [
     ["explain", MODEL, "\0"],
     ["explain", MODEL, "."],
     ["check", MODEL, "no/such/file.npy"],
+    ["explain", MODEL, ""],
+    ["explain", MODEL, SAMPLE, "--job"],
+    ["explain", MODEL, SAMPLE, "--job", "\0"],
+    ["explain", MODEL, SAMPLE, "--job", "/dev/null/inside"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--engine", "slurm"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--engine", "torchrun"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--workers", "-1"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--workers", "two"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--readers", "-1"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--threads", "99999999999"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--shard-size", "0"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--shard-size", "99999999999"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--batch-size", "10000000000000000000000"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--format", "xml"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--dtype", "int8"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--reduce", "blur"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--summary", "colour"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--no-maps"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--top", "0"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--layers", "0"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--collate", "a:b"],
+    ["explain", MODEL, SAMPLE, "--job", "job", "--collate", "", "--trust"],
+    ["explain", MODEL, "nosuchprotocol://a/b", "--job", "job"],
+    ["verify"],
+    ["verify", "\0"],
+    ["verify", "no/such/folder"],
+    ["export", "no/such/folder", "--to", "npz", "--out", "x.npz"],
+    ["export", "no/such/folder", "--to", "doc", "--out", "x"],
+    ["export", "no/such/folder", "--to", "npz", "--out", "x.npz", "--limit", "-3"],
 ]
 
 
@@ -611,7 +640,7 @@ def test_nonsense(
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err and captured.out == ""
     last = captured.err.splitlines()[-1]
-    assert last.startswith(("relprop: ", "relprop explain: error: ", "relprop check: error: "))
+    assert re.match(r"relprop( explain| check| verify| export)?: ", last)
     assert len(last) > 20
 
 

@@ -53,10 +53,9 @@ def run_job(spec: JobSpec) -> int:
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileFormatError(
-            f"{printable(folder)}: cannot be made ({error.strerror or error})"
-        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FileFormatError(f"{printable(folder)}: cannot be made ({reason})") from None
 
 
 def _rank(spec: JobSpec) -> tuple[int, int]:

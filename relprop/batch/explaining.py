@@ -53,26 +53,31 @@ class Explaining:
         floating = (p.dtype for p in self.model.parameters() if p.is_floating_point())
         self._floating = next(floating, torch.float32)
 
-    def probe(self, loaded: Loaded) -> None:
+    def probe(self, loaded: Loaded) -> tuple[Inputs, int | None]:
         """Explain one sample, to find what is wrong with the job before it starts.
+
+        Returns:
+            What could be explained, as a batch of one, and its label: zeros where the sample, or
+            its label, is at fault itself.
 
         Raises:
             SetupError: not even an input of zeros can be explained.
         """
         places, inputs = loaded.groups[0]
         one = self._placed(inputs.map(lambda value: value[:1]))
-        labels = [loaded.labels[int(places[0])]]
-        try:
-            self._rows(one, labels)
-        except FATAL:
-            raise
-        except InputError:
-            zeros = one.map(torch.zeros_like) if one.lengths is None else one
+        label = loaded.labels[int(places[0])]
+        zeros = one.map(torch.zeros_like) if one.lengths is None else one
+        wrong: list[InputError] = []
+        for trial, own in ((one, label), (zeros, label), (zeros, 0)):
             try:
-                self._rows(zeros, labels)
+                self._rows(trial, [own])
+            except FATAL:
+                raise
             except InputError as error:
-                if self.target != "label":
-                    raise SetupError(str(error)) from None
+                wrong.append(error)
+            else:
+                return trial, own
+        raise SetupError(str(wrong[0])) from None
 
     def time(self, inputs: Inputs, labels: list[int | None]) -> None:
         """Explain a batch for the clock alone."""

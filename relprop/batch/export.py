@@ -48,6 +48,8 @@ def export_job(path: Path, kind: str, out: Path, first: int = 0, limit: int | No
     writers = {"npz": _npz, "parquet": _parquet, "png": _png}
     if kind not in writers:
         raise InputError(f"export: {kind!r}; expected {', '.join(writers)}")
+    if kind != "png" and out.suffix != f".{kind}":
+        raise InputError(f"--out {printable(out)}: expected a name that ends in .{kind}")
     writers[kind](job, out, range(first, stop))
     return stop - first
 
@@ -60,8 +62,6 @@ def _chunks(job: Job, rows: range) -> Iterator[dict[str, Any]]:
 def _npz(job: Job, out: Path, rows: range) -> None:
     """One array a member, streamed: each column is one pass over the job."""
     head = job[rows.start : rows.start + 1]
-    if out.suffix != ".npz":
-        raise InputError(f"--out {printable(out)}: expected a name that ends in .npz")
     with replacing(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name in head:
             member = zipfile.ZipInfo(f"{name}.npy", ZIP_DATE)

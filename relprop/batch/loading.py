@@ -7,9 +7,6 @@ rerun that finds the sample mended gives its neighbours the same bits.
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +20,7 @@ from relprop.cli.files import printable
 from relprop.cli.sources import Failed, Item, Source
 from relprop.errors import InputError, RelpropError
 
-__all__ = ["Inputs", "Loaded", "Loader", "Task", "imported", "windows"]
+__all__ = ["Inputs", "Loaded", "Loader", "Task", "windows"]
 
 
 @dataclass(frozen=True)
@@ -178,30 +175,6 @@ def _collated(made: Any, count: int) -> Inputs:
                 f"tensors with {count} samples on their first axis"
             )
     return inputs
-
-
-def imported(spec: str, trust: bool, option: str) -> Any:
-    """The object that `package.module:name` names.
-
-    Raises:
-        InputError: not trusted, not of that form, or importing it fails.
-    """
-    if not trust:
-        raise InputError(
-            f"{option} {printable(spec)!r}: importing a module runs code of its author; add "
-            "--trust if you trust it as much as a program that you run"
-        )
-    module, _, attribute = spec.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` has it
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {printable(error)}"
-        raise InputError(f"{option} {printable(spec)!r}: {reason}") from error
-    return found
 
 
 def windows(first: int, stop: int, batch: int, shard: int) -> Iterator[Task]:

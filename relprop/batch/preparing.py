@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from relprop._version import __version__
 from relprop.batch.explaining import Explaining
-from relprop.batch.loading import Inputs, Loaded, Loader, Task, imported
+from relprop.batch.loading import Inputs, Loaded, Loader, Task
 from relprop.batch.locks import JobLock
 from relprop.batch.manifest import FILE, Manifest, read_manifest, require_same, write_manifest
 from relprop.batch.reduce import parse_reduction
@@ -21,6 +21,7 @@ from relprop.batch.spec import JobSpec
 from relprop.batch.summaries import Summaries
 from relprop.batch.tuning import best_batch_size
 from relprop.cli.files import printable
+from relprop.cli.imports import imported
 from relprop.cli.opening import method_options, open_inputs, output_key, source_options
 from relprop.cli.sources import Numbered, Source
 from relprop.errors import InputError
@@ -40,14 +41,14 @@ class Prepared:
         source: the data set.
         loader, explaining: the stages.
         wanted: the manifest that these words ask for; its batch size is still open (1).
-        example: the first sample that can be read.
+        trial: a batch of one that can be explained, and its label.
     """
 
     source: Source
     loader: Loader
     explaining: Explaining
     wanted: Manifest
-    example: Loaded
+    trial: tuple[Inputs, int | None]
 
     @property
     def device(self) -> torch.device:
@@ -69,7 +70,7 @@ def prepare(spec: JobSpec, device: str | None = None) -> Prepared:
     Summaries(spec.summary)
     words = _Placed(spec, device) if device else spec
     model, source, place = open_inputs(words)
-    collate = imported(spec.collate, spec.trust, "--collate") if spec.collate else None
+    collate = imported(spec.collate, spec.trust, "--collate") if spec.collate is not None else None
     loader = Loader(source, collate)
     explainer = Explainer(
         model,
@@ -93,12 +94,12 @@ def prepare(spec: JobSpec, device: str | None = None) -> Prepared:
     )
     if place.type == "cpu":
         torch.set_num_threads(_threads(spec))
-    example = _example(loader)
-    explaining.probe(example)
+    example = _example(loader, spec.target == "label")
+    trial = explaining.probe(example)
     identity = _identity(spec, model, source, example, str(explainer.plan))
     samples = min(len(source), spec.limit or len(source))
     wanted = Manifest(identity, _environment(spec, place), samples, spec.shard_size, 1)
-    return Prepared(source, loader, explaining, wanted, example)
+    return Prepared(source, loader, explaining, wanted, trial)
 
 
 def made_manifest(prepared: Prepared, spec: JobSpec, folder: Path, lock: JobLock) -> Manifest:
@@ -143,16 +144,24 @@ def _threads(spec: JobSpec) -> int:
     return spec.threads or max(1, torch.get_num_threads() // spec.workers)
 
 
-def _example(loader: Loader) -> Loaded:
-    """The first sample that can be read, as a batch of one."""
-    reason = ""
-    for index in range(min(TRIED, len(loader.source))):
+def _example(loader: Loader, labelled: bool) -> Loaded:
+    """The first sample that can be read, and has a label if it must, as a batch of one."""
+    source = loader.source
+    count = min(TRIED, len(source))
+    readable, reason = False, ""
+    for index in range(count):
         loaded = loader(Task(0, index, index + 1, True))
-        if loaded.groups:
+        if loaded.groups and (loaded.labels[0] is not None or not labelled):
             return loaded
-        failure = next(iter(loaded.failures.values()))
-        reason = reason or f"{failure.name}: {failure.reason}"
-    raise InputError(f"{loader.source.title}: holds no input that can be read; the first: {reason}")
+        readable |= bool(loaded.groups)
+        for failure in loaded.failures.values():
+            reason = reason or f"{failure.name}: {failure.reason}"
+    if readable:
+        raise InputError(
+            f"{source.title}: none of the first {count} inputs has a label; see --labels, or use "
+            "--target predicted"
+        )
+    raise InputError(f"{source.title}: holds no input that can be read; the first: {reason}")
 
 
 def _identity(
@@ -215,8 +224,7 @@ def _data_hash(source: Source, example: Loaded) -> str:
 
 
 def _batch_size(prepared: Prepared) -> int:
-    places, inputs = prepared.example.groups[0]
-    label = prepared.example.labels[int(places[0])]
+    inputs, label = prepared.trial
 
     def explain(size: int) -> None:
         repeated: Inputs = inputs.map(lambda value: value.repeat(size, *[1] * (value.ndim - 1)))

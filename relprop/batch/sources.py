@@ -1,4 +1,4 @@
-"""Further sources: safetensors, a torch Dataset of the user's, and whatever fsspec opens."""
+"""Further sources: a torch Dataset of the user's, and whatever fsspec opens."""
 
 from __future__ import annotations
 
@@ -10,74 +10,17 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from relprop.batch.loading import imported
-from relprop.cli.files import printable, require_file
-from relprop.cli.sources import (
-    IMAGE_SUFFIXES,
-    INPUT_NAMES,
-    LABEL_NAMES,
-    Labelled,
-    Numbered,
-    Source,
-    SourceOptions,
-)
+from relprop.cli.files import printable
+from relprop.cli.imports import imported
+from relprop.cli.sources import IMAGE_SUFFIXES, Labelled, Numbered, Source, SourceOptions
 from relprop.errors import FileFormatError, InputError, RelpropError
 
-__all__ = ["named_dataset", "open_safetensors", "open_url"]
+__all__ = ["named_dataset", "open_url"]
 
 CHUNK = 1 << 20
 PAIR = 2
-
-
-def open_safetensors(path: Path, options: SourceOptions) -> Source:
-    """The rows of one tensor of a safetensors file, mapped; labels from another, if there are any.
-
-    Raises:
-        FileFormatError: damaged, or its header promises what the file does not hold.
-        InputError: no tensor of that name.
-    """
-    require_file(path)
-    try:
-        file: Any = safe_open(path, framework="pt").__enter__()  # kept open with the source
-        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise FileFormatError(
-            f"{printable(path)}: not a readable safetensors file ({printable(error)})"
-        ) from None
-    wanted = (options.array,) if options.array else INPUT_NAMES
-    name = next((key for key in wanted if key in shapes), None)
-    if name is None and len(shapes) == 1 and options.array is None:
-        name = next(iter(shapes))
-    if name is None or len(shapes[name]) < PAIR:
-        raise InputError(
-            f"{printable(path)}: no tensor [N, ...] named {' or '.join(wanted)}; it holds "
-            f"{printable(', '.join(shapes), 500)}; pick one with --array"
-        )
-    count = shapes[name][0]
-    key = next((k for k in LABEL_NAMES if shapes.get(k) == [count] and k != name), None)
-    labels = None if key is None else _whole(file.get_tensor(key))
-    rows = file.get_slice(name)
-
-    def read_slice(start: int, stop: int) -> Tensor:
-        return options.preprocess.normalise(_plain(rows[start:stop], 1), 1)
-
-    names = Numbered(printable(path.stem), count)
-    return Source(printable(path), names, lambda i: read_slice(i, i + 1)[0], labels, read_slice)
-
-
-def _plain(rows: Tensor, lead: int) -> Tensor:
-    """Bytes of grey images get their channel axis; other whole numbers become int64."""
-    if rows.dtype is torch.uint8:
-        return rows.unsqueeze(lead) if rows.ndim == PAIR + lead else rows
-    return rows if rows.is_floating_point() else rows.long()
-
-
-def _whole(labels: Tensor) -> list[int | None] | None:
-    return None if labels.is_floating_point() else [int(label) for label in labels]
 
 
 def named_dataset(spec: str, options: SourceOptions) -> Source:

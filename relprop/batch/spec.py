@@ -11,6 +11,13 @@ from relprop.errors import InputError
 
 __all__ = ["JobSpec"]
 
+LARGEST = {
+    "shard_size": MAX_SHARD_SIZE,
+    "batch_size": MAX_SHARD_SIZE,
+    "workers": 2**16,
+    "threads": 2**10,
+}
+
 
 @dataclass(frozen=True)
 class JobSpec:
@@ -85,11 +92,10 @@ class JobSpec:
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}: {getattr(self, name)!r}; expected {', '.join(allowed)}")
-        if not 1 <= self.shard_size <= MAX_SHARD_SIZE or self.workers < 1:
-            raise InputError(
-                f"shard_size {self.shard_size}, workers {self.workers}; expected 1 to "
-                f"{MAX_SHARD_SIZE} samples a shard and at least one worker"
-            )
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= largest:
+                raise InputError(f"{name}: {value}; expected 1 to {largest}")
         if self.top is not None and self.target != "predicted":
             raise InputError("--top explains the largest outputs; drop --target")
         if self.summary and self.format == "parquet":

@@ -18,16 +18,9 @@ import numpy as np
 from torch import Tensor
 
 from relprop.batch.parquet import pyarrow_parquet
+from relprop.cli.arrays import INPUT_NAMES, LABEL_NAMES, native
 from relprop.cli.files import printable, reading, require_file
-from relprop.cli.sources import (
-    INPUT_NAMES,
-    LABEL_NAMES,
-    Labelled,
-    Numbered,
-    Source,
-    SourceOptions,
-    native,
-)
+from relprop.cli.sources import Labelled, Numbered, Source, SourceOptions
 from relprop.errors import FileFormatError, InputError
 
 __all__ = ["is_arrow_folder", "open_arrow_folder", "open_parquet"]

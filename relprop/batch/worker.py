@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from relprop.batch.feed import Feed
 from relprop.batch.files import (
     Reader,
     VanishedError,
@@ -18,9 +19,9 @@ from relprop.batch.files import (
 from relprop.batch.loading import Task, windows
 from relprop.batch.locks import JobLock
 from relprop.batch.manifest import Manifest, Record
-from relprop.batch.pipeline import Feed, Sink
 from relprop.batch.preparing import Prepared
 from relprop.batch.rows import Failure
+from relprop.batch.sink import Sink
 from relprop.batch.spec import JobSpec
 from relprop.cli.files import printable
 from relprop.errors import FileFormatError, InputError, RelpropError

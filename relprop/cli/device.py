@@ -20,7 +20,7 @@ def chosen_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = printable(str(error).partition("\n")[0], 120)
         raise InputError(f"--device {printable(name)}: cannot be used here ({reason})") from None
     return device

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
+    "PICKLED_SUFFIXES",
     "check_zip",
     "load_image",
     "open_npy",
@@ -37,6 +38,8 @@ MAX_PIXELS = 50_000_000
 
 MAX_BYTES = 4 * 1024**3
 """Default cap on what one file may unpack to."""
+
+PICKLED_SUFFIXES = frozenset((".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"))
 
 MAX_MEMBERS = 10_000
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")

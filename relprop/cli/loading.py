@@ -5,12 +5,8 @@ Weights are read from safetensors files only; nothing is unpickled without `--tr
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,12 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from relprop import models
-from relprop.cli.files import check_zip, printable, require_file
+from relprop.cli.files import PICKLED_SUFFIXES, check_zip, printable, require_file
+from relprop.cli.imports import imported, require_trust
 from relprop.errors import FileFormatError, InputError
 
 __all__ = ["load_model"]
-
-PICKLED_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
 def load_model(spec: str, weights: str | None, trust: bool) -> nn.Module:
@@ -62,17 +57,9 @@ def load_model(spec: str, weights: str | None, trust: bool) -> nn.Module:
     )
 
 
-def _require_trust(spec: str, trust: bool, what: str) -> None:
-    if not trust:
-        raise InputError(
-            f"model {printable(spec)!r}: {what} runs code of its author; add --trust if you "
-            "trust it as much as a program that you run"
-        )
-
-
 def _exported(path: Path, weights: str | None, trust: bool) -> nn.Module:
     require_file(path)
-    _require_trust(str(path), trust, "loading an exported program")
+    require_trust(str(path), trust, "model", "loading an exported program")
     if weights is not None:
         raise InputError("--weights: an exported program holds its own weights")
     check_zip(path)
@@ -86,14 +73,8 @@ def _exported(path: Path, weights: str | None, trust: bool) -> nn.Module:
 
 
 def _from_callable(spec: str, weights: str | None, trust: bool) -> nn.Module:
-    _require_trust(spec, trust, "importing a module")
-    module_name, _, attribute = spec.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` has it
+    found = imported(spec, trust, "model")
     try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
         made = found if isinstance(found, nn.Module) else found()
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {printable(error)}"

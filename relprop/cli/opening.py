@@ -9,9 +9,10 @@ from torch import nn
 
 from relprop import data, models
 from relprop.cli.device import chosen_device
+from relprop.cli.inputs import open_source
 from relprop.cli.loading import load_model
 from relprop.cli.preprocess import Preprocess
-from relprop.cli.sources import Source, SourceOptions, open_source
+from relprop.cli.sources import Source, SourceOptions
 from relprop.errors import InputError
 
 __all__ = ["method_options", "open_inputs", "output_key", "source_options"]

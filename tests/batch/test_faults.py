@@ -13,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from job_support import files_of, shard_of, spawn
+import torch
+from job_support import COUNT, everything, files_of, shard_of, spawn
 
 import relprop
+import relprop.run
 from relprop.batch import verify_job
 from relprop.batch.manifest import read_manifest
 from relprop.batch.worker import Worker
@@ -94,6 +97,58 @@ class TestDisk:
     def test_a_folder_that_cannot_be_made(self, job: Runs) -> None:
         with pytest.raises(FileFormatError, match="cannot be made"):
             job("x.npy/inside")
+
+
+class TestMemory:
+    """A device whose memory holds so many samples and no more."""
+
+    @staticmethod
+    def limit(monkeypatch: pytest.MonkeyPatch, most: int, spoiled: float | None = None) -> None:
+        forward = relprop.run.forward
+
+        def limited(plan: Any, engine: Any, model: Any, values: Any) -> Any:
+            (x,) = values.values()
+            if len(x) > most or (spoiled is not None and bool((x == spoiled).any())):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(plan, engine, model, values)
+
+        monkeypatch.setattr("relprop.run.forward", limited)
+
+    def test_a_batch_is_halved_and_no_sample_lost(
+        self, job: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, whole = job("whole", batch_size=2)
+        self.limit(monkeypatch, 2)
+        status, folder = job(batch_size=8)
+        assert status == 0 and read_manifest(folder).batch_size == 8
+        expected, found = everything(whole), everything(folder)
+        assert found["index"].tolist() == list(range(COUNT))
+        assert found["target"].tolist() == expected["target"].tolist()
+        torch.testing.assert_close(found["relevance"], expected["relevance"], rtol=1e-5, atol=1e-7)
+
+    def test_a_sample_that_never_fits_fails_alone(
+        self, job: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        x = np.load("x.npy")
+        x[7, 0, 0, 0] = 77.0
+        np.save("x.npy", x)
+        self.limit(monkeypatch, COUNT, 77.0)
+        status, folder = job()
+        assert status == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == "relprop: x-00007: out of memory; try a smaller input"
+        assert everything(folder)["index"].tolist() == [i for i in range(COUNT) if i != 7]
+
+
+def test_a_first_sample_that_is_no_number(job: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    """It costs only itself, also where the batch size is looked for with it."""
+    x = np.load("x.npy")
+    x[0] = np.nan
+    np.save("x.npy", x)
+    status, folder = job(batch_size=None)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert status == 1 and "x-00000" in line and "NaN" in line
+    assert everything(folder)["index"].tolist() == list(range(1, COUNT))
 
 
 class TestSignals:

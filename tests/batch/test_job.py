@@ -276,7 +276,12 @@ class TestRefusals:
             ({"engine": "torchrun"}, "RANK, WORLD_SIZE"),
             ({"engine": "slurm"}, "expected local, torchrun, ray"),
             ({"trust": False}, "--trust"),
-            ({"shard_size": 0}, "at least one worker"),
+            ({"shard_size": 0}, "shard_size: 0; expected 1 to 16777216"),
+            ({"batch_size": 10**22}, "batch_size: 10000000000000000000000; expected 1 to"),
+            ({"threads": 10**11}, "threads: 100000000000; expected 1 to 1024"),
+            ({"workers": -1}, "workers: -1; expected 1 to 65536"),
+            ({"target": "label"}, "none of the first 50 inputs has a label"),
+            ({"collate": ""}, "Empty module name"),
         ],
     )
     def test_one_sentence(

@@ -1,18 +1,22 @@
 """kill -9 at ten random moments for each engine: of a whole job, and of one process below it.
 
-Jobs run in processes forked from this one, which has imported everything already, so that a kill
-falls into the work and not into the imports.
+Jobs run in processes forked from this one, which has explained already, so that a kill falls into
+the work and not into imports.  What other processes they start import everything anew, so a worker
+is killed ten times in one job where its engine starts it again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,11 @@ import pytest
 from job_support import everything, files_of
 
 from relprop.batch import JobSpec, run_job, verify_job
+from relprop.errors import RelpropError
 
-KILLS = 5
-"""Of each kind: ten for an engine, ten of a lone process."""
-
+KILLS = 10
+SAMPLES = 48
+DEADLINE = 240.0
 ENGINES: dict[str, dict[str, Any]] = {
     "one": {"readers": 0},
     "readers": {"readers": 1},
@@ -31,138 +36,197 @@ ENGINES: dict[str, dict[str, Any]] = {
     "ranks": {"engine": "torchrun", "readers": 0},
     "ray": {"engine": "ray", "workers": 2},
 }
-QUICK = ("one", "readers")
+QUICK = ("one", "readers", "ranks")
+QUICK_KILLS = pytest.mark.parametrize(
+    "engine",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ENGINES],
+)
 
 
 def _spec(home: Path, name: str, **options: Any) -> JobSpec:
     given = {"model": "networks_for_jobs:net", "data": "networks_for_jobs:Slow", "trust": True}
-    fixed = {"shard_size": 4, "batch_size": 2, "threads": 1, "quiet": True}
+    fixed = {"shard_size": 4, "batch_size": 2, "threads": 1, "quiet": True, "limit": SAMPLES}
     return JobSpec(job=str(home / name), **{**given, **fixed, **options})
 
 
-def _begin(spec: JobSpec) -> Any:
-    """A process, in a group of its own, that runs the job; two ranks are two such processes."""
+@pytest.fixture
+def whole(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An undisturbed job, run in this process; afterwards samples take their time."""
+    monkeypatch.setenv("SECONDS_A_SAMPLE", "0")
+    assert run_job(_spec(home, "whole")) == 0
+    monkeypatch.setenv("SECONDS_A_SAMPLE", "0.01")
+    return home / "whole"
 
-    def life(rank: int) -> None:
+
+class Started:
+    """A job in processes of groups of their own: two for two ranks, else one."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec, self.folder = spec, Path(spec.job)
+        self.log = self.folder.with_name("log")
+        self._begun = self._files()
+        context = multiprocessing.get_context("fork")
+        ranks = 2 if spec.engine == "torchrun" else 1
+        self.processes = [context.Process(target=self._live, args=(r,)) for r in range(ranks)]
+        for process in self.processes:
+            process.start()
+
+    def _live(self, rank: int) -> None:
         os.setpgid(0, 0)
         os.environ.update(RANK=str(rank), WORLD_SIZE="2")
-        with open(os.devnull, "w") as nothing:
-            os.dup2(nothing.fileno(), 1)
-            os.dup2(nothing.fileno(), 2)
-        os._exit(run_job(spec))
+        with self.log.open("a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        try:
+            os._exit(run_job(self.spec))
+        except RelpropError as error:
+            os.write(2, f"{error}\n".encode())
+            os._exit(2)
 
-    context = multiprocessing.get_context("fork")
-    ranks = 2 if spec.engine == "torchrun" else 1
-    processes = [context.Process(target=life, args=(rank,)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    return processes
+    def _files(self) -> set[str]:
+        return {path.name for path in self.folder.glob("shards/*/*")}
+
+    def running(self) -> bool:
+        return any(process.is_alive() for process in self.processes)
+
+    def until_progress(self) -> None:
+        """Wait until a file is begun, or finished, that was not there at the last call."""
+        deadline = time.monotonic() + DEADLINE
+        while self.running() and not self._files() - self._begun:
+            assert time.monotonic() < deadline, "no progress"
+            time.sleep(0.01)
+        self._begun = self._files()
+
+    def below(self) -> list[int]:
+        """The processes that read or explain for the job."""
+        found = [pid for process in self.processes for pid in _descendants(process.pid or 0)]
+        if self.spec.engine == "torchrun":
+            return [process.pid or 0 for process in self.processes if process.is_alive()]
+        if self.spec.engine == "ray":
+            return [pid for pid in found if b"ShardActor" in _words(pid)]
+        return [pid for pid in found if b"resource_tracker" not in _words(pid)]
+
+    def kill(self) -> None:
+        """Kill the job's processes, and everything below them, at once."""
+        below = [pid for process in self.processes for pid in _descendants(process.pid or 0)]
+        for pid in [*(process.pid or 0 for process in self.processes), *below]:
+            _kill(pid)
+        for process in self.processes:
+            process.join()
+
+    def end(self) -> set[int | None]:
+        """Wait for the end; the exit statuses."""
+        for process in self.processes:
+            process.join(DEADLINE)
+        if self.running():
+            self.kill()
+        return {process.exitcode for process in self.processes}
 
 
-def _below(pid: int) -> list[int]:
-    """All descendants of a process."""
+def _descendants(pid: int) -> list[int]:
     path = Path(f"/proc/{pid}/task/{pid}/children")
     try:
         own = [int(word) for word in path.read_text().split()]
     except OSError:
         return []
-    return own + [pid for child in own for pid in _below(child)]
+    return own + [pid for child in own for pid in _descendants(child)]
 
 
-def _worker_below(pid: int, ray: bool) -> list[int]:
-    """The processes that read or explain for a job."""
-
-    def words(child: int) -> bytes:
-        try:
-            return Path(f"/proc/{child}/cmdline").read_bytes()
-        except OSError:
-            return b""
-
-    if ray:
-        return [child for child in _below(pid) if words(child).startswith(b"ray::")]
-    return [child for child in _below(pid) if b"resource_tracker" not in words(child)]
+def _words(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return  # it has just ended by itself
 
 
-def _kill_all(processes: Any) -> None:
-    """Kill a job's processes, and everything below them, at once."""
-    for pid in [pid for process in processes for pid in [process.pid, *_below(process.pid)]]:
-        _kill(pid)
-    for process in processes:
-        process.join()
+def _is_done(folder: Path) -> bool:
+    return (folder / "manifest.json").exists() and verify_job(folder).ok
 
 
-def _end(processes: Any, seconds: float) -> None:
-    """Let a job end; what has not ended by then is killed."""
-    deadline = time.monotonic() + seconds
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-    if any(process.is_alive() for process in processes):
-        _kill_all(processes)
+def _require_same(spec: JobSpec, whole: Path) -> None:
+    """One more run ends well, and its files are those of a job that nobody disturbed."""
+    last, folder = Started(spec), Path(spec.job)
+    assert last.end() == {0}, last.log.read_text()
+    assert verify_job(folder).ok and everything(folder)["index"].tolist() == list(range(SAMPLES))
+    assert files_of(folder) == files_of(whole)
 
 
-def _timed(run: Callable[[], None]) -> float:
-    begun = time.monotonic()
-    run()
-    return time.monotonic() - begun
+@contextlib.contextmanager
+def _cluster() -> Iterator[str]:
+    """The address of a Ray cluster of this machine, which outlives the jobs on it."""
+    script = (
+        "import ray, sys; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False);"
+        "print('address', ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        lines = (line.split() for line in process.stdout)
+        yield next(words[1] for words in lines if words[:1] == ["address"])
+    finally:
+        process.stdin.close()
+        process.wait(60)
+
+
+@QUICK_KILLS
+def test_the_whole_job_killed(
+    engine: str, home: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as stack:
+        if engine == "ray":
+            pytest.importorskip("ray")
+            monkeypatch.setenv("RAY_ADDRESS", stack.enter_context(_cluster()))
+        spec, chance = _spec(home, "job", **ENGINES[engine]), random.Random(engine)
+        for kill in range(KILLS):
+            if _is_done(home / "job"):
+                shutil.rmtree(home / "job")  # it was done too early: begin again
+            job = Started(spec)
+            if kill % 4:  # else while it starts
+                job.until_progress()
+            time.sleep(chance.uniform(0, 0.4))
+            job.kill()
+            if (home / "job" / "manifest.json").exists():
+                assert not verify_job(home / "job").faults
+        _require_same(spec, whole)
 
 
 @pytest.mark.parametrize(
-    ("engine", "victim"),
+    "engine",
     [
-        pytest.param(engine, victim, marks=() if engine in QUICK else pytest.mark.slow)
-        for engine in ENGINES
-        for victim in ("whole", "worker")
-        if (engine, victim) != ("one", "worker")
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in ENGINES
+        if name != "one"
     ],
 )
-def test_killed_at_random_moments(engine: str, victim: str, home: Path) -> None:
+def test_a_worker_killed(engine: str, home: Path, whole: Path) -> None:
+    """A reader, an explaining process, a rank, a Ray actor; the job itself lives on."""
     if engine == "ray":
         pytest.importorskip("ray")
-    whole = _begin(_spec(home, "whole"))
-    _end(whole, 60)
-    assert [process.exitcode for process in whole] == [0]
-    spec, folder = _spec(home, "job", **ENGINES[engine]), home / "job"
-
-    def undisturbed() -> None:
-        processes = _begin(_spec(home, "timed", **ENGINES[engine]))
-        _end(processes, 100)
-        assert {process.exitcode for process in processes} == {0}
-
-    seconds = _timed(undisturbed)
-    assert files_of(home / "timed") == files_of(home / "whole")
-    chance = random.Random(f"{engine} {victim}")
+    spec, chance = _spec(home, "job", **ENGINES[engine]), random.Random(engine)
     killed = 0
-    while killed < KILLS * (2 if engine == "one" else 1):
-        if verify_done(folder):
-            shutil.rmtree(folder)  # it is done too early: begin again
-        processes = _begin(spec)
-        time.sleep(seconds * chance.uniform(0.2, 0.95))
-        if victim == "whole":
-            _kill_all(processes)
-            killed += 1
-        else:
-            below = [pid for p in processes for pid in _worker_below(p.pid, engine == "ray")]
-            own = [p.pid for p in processes] if engine == "ranks" else []
-            if below or own:
-                _kill(chance.choice(below or own))
+    while killed < KILLS:
+        shutil.rmtree(home / "job", ignore_errors=True)
+        job = Started(spec)
+        while job.running() and killed < KILLS:
+            job.until_progress()
+            time.sleep(chance.uniform(0, 0.2))
+            if job.running() and (below := job.below()):
+                _kill(chance.choice(below))
                 killed += 1
-            _end(processes, 4 * seconds + 20)
-        if (folder / "manifest.json").exists():
-            assert not verify_job(folder).faults
-    last = _begin(spec)
-    _end(last, 4 * seconds + 20)
-    assert {process.exitcode for process in last} == {0}
-    assert verify_job(folder).ok and everything(folder)["index"].tolist() == list(range(48))
-    assert files_of(folder) == files_of(home / "whole")
-
-
-def verify_done(folder: Path) -> bool:
-    """Whether a job has nothing left to do."""
-    return (folder / "manifest.json").exists() and verify_job(folder).ok
+            if engine == "ranks":
+                break  # which nobody starts again: the other does it all
+        statuses = job.end()
+        assert 0 in statuses and statuses <= {0, -signal.SIGKILL}, job.log.read_text()
+        assert verify_job(home / "job").ok
+    _require_same(spec, whole)

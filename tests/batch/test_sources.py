@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 import relprop
 from relprop.batch import verify_job
-from relprop.cli.sources import Item, SourceOptions, open_source
+from relprop.cli.inputs import open_source
+from relprop.cli.sources import Item, SourceOptions
 from relprop.errors import FileFormatError, InputError
 
 Runs = Callable[..., tuple[int, Path]]

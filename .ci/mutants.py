@@ -26,11 +26,13 @@ from mutation.runner import Outcome, Project, baseline, outcomes, preload  # noq
 
 COUNTS = {
     "rules": 14, "maps": 12, "fold": 10, "rewrite": 5, "linearised": 5, "inplace": 6,
-    "analysis": 8, "gates": 6, "targets": 10, "backends/forms/output": 5, "backends/forms/signs": 8, "backends/forms/joint": 6,
+    "analysis": 8, "gates": 6, "targets": 10,
+    "backends/forms/output": 5, "backends/forms/signs": 8, "backends/forms/joint": 6,
     "backends/forms/constants": 5, "backends/forms/general": 5, "backends/forms/layer": 3,
     "backends/products": 10, "backends/pointwise": 8,
     "backends/aten": 3, "backends/onednn": 6, "recurrent/reduced": 12, "recurrent/aten": 10,
-    "layers/pool": 10, "layers/linear": 3, "layers/recurrent": 0, "layers/__init__": 0,
+    "layers/pool": 5, "layers/winner": 5, "layers/linear": 3,
+    "layers/recurrent": 0, "layers/__init__": 0,
 }  # fmt: skip
 """Mutants wanted of each module; all other layers give six."""
 

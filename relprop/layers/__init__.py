@@ -23,6 +23,7 @@ from relprop.layers import (
     pool,
     recurrent,
     resample,
+    winner,
 )
 from relprop.layers.base import Operation, Parts, Step, operation, registered
 
@@ -41,4 +42,5 @@ __all__ = [
     "recurrent",
     "registered",
     "resample",
+    "winner",
 ]

@@ -20,14 +20,10 @@ from relprop.backends.triton_operations.operands import (
 from relprop.graph import Node
 from relprop.layers import Step
 from relprop.layers.base import argument
-from relprop.layers.pool import (
-    AdaptiveAveragePooling,
-    AdaptiveMaxPooling,
-    AveragePooling,
-    MaxPooling,
-    Resampling,
-    per_axis,
-)
+from relprop.layers.pool import AdaptiveAveragePooling, AveragePooling
+from relprop.layers.resample import Resampling
+from relprop.layers.windows import per_axis
+from relprop.layers.winner import AdaptiveMaxPooling, MaxPooling
 from relprop.rules import Norm
 
 __all__ = [

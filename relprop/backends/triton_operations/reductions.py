@@ -11,7 +11,8 @@ from torch import Tensor
 
 from relprop.backends.triton_operations.operands import check_operands
 from relprop.layers import Step
-from relprop.layers.pool import Maximum, Reduction
+from relprop.layers.pool import Reduction
+from relprop.layers.winner import Maximum
 from relprop.rules import Norm
 
 __all__ = ["TritonMaximum", "TritonReduction"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from relprop.batch.loading import Inputs, Loaded
+from relprop.batch.outputs import largest_entries, predictions, scores, target_column
 from relprop.batch.reduce import Reduction
 from relprop.batch.rows import Failure, Rows
-from relprop.cli.files import printable
-from relprop.cli.job import SetupError
+from relprop.cli.outputs import SetupError, floating_dtype, predicted_classes, reason
 from relprop.errors import CaptureError, InputError, PlanningError
 from relprop.explainer import Explainer
 
@@ -50,8 +49,7 @@ class Explaining:
     device: torch.device
 
     def __post_init__(self) -> None:
-        floating = (p.dtype for p in self.model.parameters() if p.is_floating_point())
-        self._floating = next(floating, torch.float32)
+        self._floating = floating_dtype(self.model)
 
     def probe(self, loaded: Loaded) -> tuple[Inputs, int | None]:
         """Explain one sample, to find what is wrong with the job before it starts.
@@ -125,7 +123,7 @@ class Explaining:
         except FATAL:
             raise
         except (InputError, RuntimeError, MemoryError) as error:
-            reason = _reason(error)
+            why = reason(error)
         count = len(labels)
         for row in range(count):
             try:
@@ -134,7 +132,7 @@ class Explaining:
             except FATAL:
                 raise
             except (InputError, RuntimeError, MemoryError) as error:
-                bad[row] = _reason(error)
+                bad[row] = reason(error)
         sound = [row for row in range(count) if row not in bad]
         if sound:
             order = torch.tensor([sound[0] if row in bad else row for row in range(count)])
@@ -142,8 +140,8 @@ class Explaining:
             try:
                 return self._rows(replaced, [labels[row] for row in order.tolist()])
             except (InputError, RuntimeError, MemoryError) as error:
-                reason = _reason(error)
-        bad.update({row: reason for row in sound})
+                why = reason(error)
+        bad.update(dict.fromkeys(sound, why))
         return None
 
     def _rows(self, inputs: Inputs, labels: list[int | None]) -> dict[str, Any]:
@@ -162,7 +160,7 @@ class Explaining:
                 "one: pass the others as whole numbers, or close over them"
             )
         target = result.target
-        target = _target_column(target, count)
+        target = target_column(target, count)
         many = target is not None and target.ndim == 2 and self.top is not None
         lead = 2 if many else 1
         maps = self.reduction.maps(relevance, lead)
@@ -176,8 +174,8 @@ class Explaining:
             "position": None if reduced.position is None else reduced.position.cpu(),
             "maps": self._cut(maps.float().cpu(), lengths, lead) if self.summaries else None,
             "target": torch.full((count,), -1) if target is None else target.cpu(),
-            "score": _scores(output, target, many).float().cpu(),
-            "prediction": _predictions(output, count).cpu(),
+            "score": scores(output, target, many).float().cpu(),
+            "prediction": predictions(output, count).cpu(),
             "label": torch.tensor([-1 if label is None else label for label in labels]),
             "delta": result.convergence_delta.float().cpu(),
             "lead": lead,
@@ -191,63 +189,14 @@ class Explaining:
 
     def _target(self, labels: list[int | None]) -> Any:
         if self.top is not None:
-            return _largest(self.top)
+            return largest_entries(self.top)
         if self.target == "predicted":
-            return _predicted
+            return predicted_classes
         if self.target == "label":
             if None in labels:
                 raise InputError("no label to explain; see --labels, or use --target predicted")
             return labels
         return self.target
-
-
-def _largest(count: int) -> Callable[[Tensor], Tensor]:
-    def largest(output: Tensor) -> Tensor:
-        if output.ndim != 2 or output.shape[1] < count:
-            raise SetupError(
-                f"--top {count}: the model's output has shape {list(output.shape)}; expected "
-                f"[batch, at least {count}]"
-            )
-        # a stable order, so that equal outputs do not depend on the device
-        return output.sort(dim=1, descending=True, stable=True).indices[:, :count]
-
-    return largest
-
-
-def _predicted(output: Tensor) -> Tensor | None:
-    if output.numel() == len(output):
-        return None
-    if output.ndim != 2:
-        raise SetupError(
-            f"the model's output has shape {list(output.shape)}, so there is no predicted class; "
-            "name one entry, for instance --target 0,3"
-        )
-    return output.argmax(1)
-
-
-def _target_column(target: Any, count: int) -> Tensor | None:
-    """Explained entries, `[n]`, or `[n, targets]`, or `[n, dims]` for an output of many axes."""
-    if target is None or isinstance(target, Tensor):
-        return target
-    if isinstance(target, list):
-        return torch.tensor(target)
-    return torch.tensor(target).expand(count, *([len(target)] if isinstance(target, tuple) else []))
-
-
-def _scores(output: Tensor, target: Tensor | None, many: bool) -> Tensor:
-    if target is None:
-        return output.reshape(len(output))
-    target = target.to(output.device)
-    if many:
-        return output.gather(1, target)
-    entry = target.reshape(len(output), -1)
-    return output[(torch.arange(len(output), device=output.device), *entry.unbind(1))]
-
-
-def _predictions(output: Tensor, count: int) -> Tensor:
-    if output.ndim == 2 and output.shape[1] > 1:
-        return output.argmax(1)
-    return torch.full((count,), -1)
 
 
 def _gathered(loaded: Loaded, found: list[dict[str, Any]], kept: list[int]) -> Rows:
@@ -283,11 +232,3 @@ def _gathered(loaded: Loaded, found: list[dict[str, Any]], kept: list[int]) -> R
         maps=maps,
         classes=classes,
     )
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, InputError):
-        return printable(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return "out of memory; try a smaller input"
-    return f"{type(error).__name__}: {printable(error, 200)}"

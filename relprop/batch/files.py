@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from relprop.atomic import replacing
-from relprop.batch import parquet, shards
+from relprop.batch import parquet
 from relprop.batch.manifest import FILE, Manifest
+from relprop.batch.shard_reader import ShardReader
+from relprop.batch.shard_writer import ShardWriter
 from relprop.cli.files import printable
 from relprop.errors import FileFormatError, RelpropError
 
@@ -27,8 +29,8 @@ __all__ = [
     "writing_shard",
 ]
 
-Reader = shards.ShardReader | parquet.ParquetReader
-Writer = shards.ShardWriter | parquet.ParquetShardWriter
+Reader = ShardReader | parquet.ParquetReader
+Writer = ShardWriter | parquet.ParquetShardWriter
 
 
 class VanishedError(RelpropError):
@@ -41,13 +43,13 @@ def open_shard(folder: Path, manifest: Manifest, shard: int) -> Reader:
     Raises:
         FileFormatError: missing, damaged, of another job or another shard.
     """
-    kind = parquet.ParquetReader if manifest.format == "parquet" else shards.ShardReader
+    kind = parquet.ParquetReader if manifest.format == "parquet" else ShardReader
     return kind(folder / manifest.name(shard), manifest, shard)
 
 
 def shard_writer(stream: BinaryIO, manifest: Manifest, shard: int) -> Writer:
     """What writes a shard in the job's format into an open file."""
-    kind = parquet.ParquetShardWriter if manifest.format == "parquet" else shards.ShardWriter
+    kind = parquet.ParquetShardWriter if manifest.format == "parquet" else ShardWriter
     return kind(stream, manifest, shard)
 
 

@@ -37,7 +37,7 @@ def pyarrow_parquet() -> Any:
 
 
 class ParquetShardWriter:
-    """Writes one shard; the same steps as `relprop.batch.shards.ShardWriter`."""
+    """Writes one shard; the same steps as `relprop.batch.shard_writer.ShardWriter`."""
 
     def __init__(self, stream: BinaryIO, manifest: Manifest, shard: int) -> None:
         self._parquet = pyarrow_parquet()
@@ -130,7 +130,7 @@ def _checksum(hashes: dict[str, Any], words: dict[str, Any]) -> str:
 
 
 class ParquetReader:
-    """Reads one shard; the same face as `relprop.batch.shards.ShardReader`."""
+    """Reads one shard; the same face as `relprop.batch.shard_reader.ShardReader`."""
 
     def __init__(self, path: Path, manifest: Manifest, shard: int) -> None:
         self.path, self.manifest, self.shard = path, manifest, shard

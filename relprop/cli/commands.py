@@ -17,6 +17,7 @@ from relprop.cli.files import printable
 from relprop.cli.job import Job, batches
 from relprop.cli.opening import method_options, open_inputs, output_key
 from relprop.cli.output import Results, table
+from relprop.cli.outputs import floating_dtype
 from relprop.cli.progress import Progress
 from relprop.cli.sources import Failed, Item, Source
 from relprop.errors import InputError
@@ -62,8 +63,7 @@ def check(arguments: argparse.Namespace) -> int:
         raise InputError(f"{source.title}: holds no input that can be read")
     values = item.value.unsqueeze(0).to(device)
     if values.is_floating_point():
-        floating = (p.dtype for p in model.parameters() if p.is_floating_point())
-        values = values.to(next(floating, torch.float32))
+        values = values.to(floating_dtype(model))
     report = relprop.check(model, values)
     print(report)
     if report.modules:

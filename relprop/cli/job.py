@@ -12,17 +12,14 @@ from torch import Tensor, nn
 
 from relprop.cli.files import printable
 from relprop.cli.output import Explained
+from relprop.cli.outputs import SetupError, floating_dtype, predicted_classes, reason
 from relprop.cli.sources import Failed, Item
 from relprop.errors import InputError
 from relprop.targets import resolve_target
 
-__all__ = ["Explains", "Job", "SetupError", "batches"]
+__all__ = ["Explains", "Job", "batches"]
 
 TargetChoice = str | int | tuple[int, ...]
-
-
-class SetupError(InputError):
-    """What was asked for does not fit the model, whatever the input."""
 
 
 class Explains(Protocol):
@@ -68,8 +65,7 @@ class Job:
     output: str | int | None = None
 
     def __post_init__(self) -> None:
-        floating = (p.dtype for p in self.model.parameters() if p.is_floating_point())
-        self._dtype = next(floating, torch.float32)
+        self._dtype = floating_dtype(self.model)
         self._sound: set[torch.Size] = set()
 
     def run(self, batch: list[Item]) -> Iterator[Explained | Failed]:
@@ -88,7 +84,7 @@ class Job:
                 for item in batch:
                     yield from self.run([item])
             else:
-                yield Failed(batch[0].name, printable(_reason(error)))
+                yield Failed(batch[0].name, reason(error))
             return
         yield from done
 
@@ -164,7 +160,8 @@ class Job:
                 raise InputError("no label to explain; see --labels, or use --target predicted")
             targets: Any = [item.label for item in batch]
         elif self.target == "predicted":
-            targets = _predicted(output, len(batch))
+            classes = predicted_classes(output)
+            targets = None if classes is None else classes.tolist()
         else:
             targets = [self.target] * len(batch)
         try:
@@ -185,24 +182,5 @@ def _kind(output: Any) -> str:
     return f"a {type(output).__name__}"
 
 
-def _predicted(output: Tensor, count: int) -> list[int] | None:
-    if output.numel() == count:
-        return None
-    if output.ndim != 2:
-        raise SetupError(
-            f"the model's output has shape {list(output.shape)}, so there is no predicted class; "
-            "name one entry, for instance --target 0,3"
-        )
-    return [int(index) for index in output.argmax(1)]
-
-
 def _prediction(output: Tensor) -> int | None:
     return int(output.argmax()) if output.ndim == 1 and output.numel() > 1 else None
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return "out of memory; try a smaller image or --batch-size"
-    return f"{type(error).__name__}: {printable(error, 200)}"

@@ -280,7 +280,7 @@ class TestHostileFolders:
         """A shard with a right checksum whose samples are not each there once."""
         import hashlib
 
-        from relprop.batch import shards
+        from relprop.batch.shard_format import checksum
 
         path = shard_of(folder, 0)
         data = bytearray(path.read_bytes())
@@ -288,7 +288,7 @@ class TestHostileFolders:
         start, _ = header["index"]["data_offsets"]
         data[4096 + start + 8 : 4096 + start + 16] = bytes(8)  # sample 1 becomes sample 0
         digest = hashlib.sha256(data[4096:]).digest()
-        header["__metadata__"]["sha256"] = shards._checksum(digest, header)
+        header["__metadata__"]["sha256"] = checksum(digest, header)
         data[8:4096] = json.dumps(header).encode().ljust(4088)
         path.write_bytes(data)
         (fault,) = verify_job(folder).faults

@@ -65,8 +65,9 @@ def finish_contraction(
     gamma,
     z,
     stride_zp,
+    z_offsets,
     y,
-    offsets,
+    y_offsets,
     mask,
     BIAS: tl.constexpr,
     GATED: tl.constexpr,
@@ -85,7 +86,7 @@ def finish_contraction(
         if OUTPUT == "sum":
             own = acc0 + acc1
         own = ACTIVATION(own + bias_row)
-        tl.store(y + offsets, own.to(y.dtype.element_ty), mask=mask)
+        tl.store(y + y_offsets, own.to(y.dtype.element_ty), mask=mask)
     if SAVE:
         if GATED:
             own = acc0 + bias_row
@@ -93,13 +94,13 @@ def finish_contraction(
             z1 = acc1 + BIAS[1](bias_row, gamma)
             half = 0.5 * gamma
             d = (1.0 + half) * z0 + tl.where(own < 0, -half, half) * z1
-            tl.store(z + offsets, d, mask=mask)
-            tl.store(z + stride_zp + offsets, own, mask=mask)
+            tl.store(z + z_offsets, d, mask=mask)
+            tl.store(z + stride_zp + z_offsets, own, mask=mask)
         else:
-            tl.store(z + offsets, acc0 + BIAS[0](bias_row, gamma), mask=mask)
+            tl.store(z + z_offsets, acc0 + BIAS[0](bias_row, gamma), mask=mask)
             if len(BIAS) == 2:
                 z1 = acc1 + BIAS[1](bias_row, gamma)
-                tl.store(z + stride_zp + offsets, z1, mask=mask)
+                tl.store(z + stride_zp + z_offsets, z1, mask=mask)
 
 
 @triton.jit

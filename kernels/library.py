@@ -63,7 +63,7 @@ def product_contraction(
         feature = (offsets // step) % features
         shift = tl.load(bias + feature, mask=mask, other=0.0).to(tl.float32)
     finish_contraction(
-        acc0, acc1, shift, gamma, z, stride_z, y, offsets, mask,
+        acc0, acc1, shift, gamma, z, stride_z, offsets, y, offsets, mask,
         BIAS, GATED, OUTPUT, ACTIVATION, SAVE,
     )  # fmt: skip
 

@@ -80,6 +80,6 @@ def conv_contraction(
         bias_row = tl.load(bias + channels, mask=column_mask, other=0.0).to(tl.float32)[None, :]
     offsets = place(image, at, channels, strides_z)
     finish_contraction(
-        acc0, acc1, bias_row, gamma, z, stride_zp, y, offsets,
+        acc0, acc1, bias_row, gamma, z, stride_zp, offsets, y, offsets,
         valid[:, None] & column_mask[None, :], BIAS, GATED, OUTPUT, ACTIVATION, SAVE,
     )  # fmt: skip

@@ -50,7 +50,7 @@ def contract(call: ContractionCall) -> None:
             call.z if call.z is not None else x, call.y if call.y is not None else x,
             m, n, k, (0, *x.stride()), weight.tensor.stride(), box_rows.stride(),
             box_rows.shape[1], box.start, box.stop,
-            call.z.stride(0) if call.z is not None else 0, program.gamma,
+            call.z.stride(0) if call.z is not None else 0, n, n, program.gamma,
             **contraction_constants(call), OPERAND=operand, PRECISION=precision,
             EVEN=_even(k, tile), **tile_constants(tile, tile.k),
         )  # fmt: skip

@@ -119,6 +119,8 @@ def dense_contraction(
     start,
     stop,
     stride_zp,
+    stride_zm,
+    stride_ym,
     gamma,
     WEIGHTS: tl.constexpr,
     TERMS: tl.constexpr,
@@ -149,11 +151,12 @@ def dense_contraction(
     bias_row = tl.zeros((1, BN), tl.float32)
     if BIASED:
         bias_row = tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-    offsets = rows.to(tl.int64)[:, None] * N + columns[None, :]
+    # two strides, equal as they are: one tile of offsets for both would not fit in registers
+    wide_rows = rows.to(tl.int64)[:, None]
     mask = (rows < M)[:, None] & (columns < N)[None, :]
     finish_contraction(
-        acc0, acc1, bias_row, gamma, z, stride_zp, y, offsets, mask,
-        BIAS, GATED, OUTPUT, ACTIVATION, SAVE,
+        acc0, acc1, bias_row, gamma, z, stride_zp, wide_rows * stride_zm + columns[None, :],
+        y, wide_rows * stride_ym + columns[None, :], mask, BIAS, GATED, OUTPUT, ACTIVATION, SAVE,
     )  # fmt: skip
 
 

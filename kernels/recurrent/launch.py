@@ -23,14 +23,10 @@ from relprop.kernels.recurrent.relevance import relevance_scan, relevance_step
 from relprop.kernels.runtime import FUSION
 from relprop.kernels.weights import prepare_weights
 from relprop.maps import Dense
+from relprop.recurrent.layout import CELLED, GATES
 from relprop.rules import Epsilon
 
-__all__ = ["GATES", "Recurrence", "recurrent_forward", "recurrent_relevance"]
-
-GATES = {"lstm": 4, "r_lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-"""Rows of a weight a hidden unit.  "r_lstm": an LSTM with a ReLU candidate and h = o c."""
-CELLED = ("lstm", "r_lstm")
-"""Kinds whose state is a cell beside h."""
+__all__ = ["Recurrence", "recurrent_forward", "recurrent_relevance"]
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ eighth test from the third on, so that several processes share the compiling.
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 REASON = (
     "needs a CUDA device, or TRITON_INTERPRET=1 from the start of the process: run 'make kernels'"

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from layer_support import inside_nan
 from torch import Tensor
 
 from relprop.errors import InputError
 from relprop.kernels import interpreted
 from relprop.kernels.recurrent.forms import Form
-from relprop.kernels.recurrent.launch import GATES, recurrent_forward, recurrent_relevance
-from relprop.recurrent.layout import Direction, Layout
+from relprop.kernels.recurrent.launch import recurrent_forward, recurrent_relevance
+from relprop.recurrent.layout import GATES, Direction, Layout
 from relprop.recurrent.naive import naive_forward
 from relprop.recurrent.oracle import relevance_of_samples
 from relprop.rules import Recurrent
@@ -26,14 +27,6 @@ def form(name: str, hidden: int) -> Form:
     """Blocks small enough that a layer has several of them where its form allows it."""
     block = max(16, 1 << (hidden - 1).bit_length())
     return Form(name, 16, 16 if name == "stepped" else block, 16, 4, 2)
-
-
-def inside_nan(values: Tensor) -> Tensor:
-    """The values within a buffer that holds NaN everywhere else, its last axis dense."""
-    sizes = [size + 2 for size in values.shape]
-    buffer = values.new_full(sizes, torch.nan)
-    view = buffer[tuple(slice(1, 1 + size) for size in values.shape)]
-    return view.copy_(values)
 
 
 class Case:

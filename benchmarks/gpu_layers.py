@@ -11,7 +11,6 @@ that is reached, and the time of as many plain products by the library.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.recording import write_record
 from benchmarks.timing import Timing, interleaved
 from benchmarks.traffic import recorded
 from relprop import kernels, rules
-from relprop.atomic import replacing
 from relprop.maps import Conv, Dense, LinearMap
 
 __all__ = ["LAYERS", "main"]
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failures += 1
                 print(f"{layer[0]}, {name}: {type(error).__name__}: {error}", flush=True)
         if options.record is not None and rows:
-            _write(options.record, rows)
+            write_record(options.record, rows)
     return 1 if failures or not rows else 0
 
 
@@ -184,13 +183,6 @@ def _measured(
         )
         print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     return rows
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with replacing(path) as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

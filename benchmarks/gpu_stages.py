@@ -6,7 +6,6 @@ python -m benchmarks.gpu_stages accuracy --device cpu     in Triton's interprete
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import platform
 import subprocess
@@ -19,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.recording import write_record
+from benchmarks.timing import once
 from relprop import backends, reference, rules
-from relprop.atomic import replacing
 from relprop.backends import LinearCall
 from relprop.maps import Conv, Dense, LinearMap
 
@@ -48,10 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
     if options.record is not None:
-        with replacing(options.record) as beside, beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_record(options.record, rows)
     return 0 if good else 1
 
 
@@ -90,16 +87,10 @@ def _environment() -> list[dict[str, Any]]:
 
 
 def _device_seconds(call: Callable[[], Any], rounds: int = 10) -> float:
-    """Seconds of one call, by the device's own clock."""
+    """Seconds of one call, by the device's own clock, after three that do not count."""
     for _ in range(3):
         call()
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    began.record()
-    for _ in range(rounds):
-        call()
-    ended.record()
-    torch.cuda.synchronize()
-    return began.elapsed_time(ended) / rounds / 1e3
+    return once(call, rounds)
 
 
 def _shards(count: int) -> int:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 import relprop
 from benchmarks.cells import GRADIENT, Cell, Variant, Workload
-from benchmarks.models import LstmClassifier, Subject, cnn, gate, work
+from benchmarks.comparison import gate
+from benchmarks.needed import work
 from benchmarks.peers import Explain, gradient, ours, zennit
+from benchmarks.subjects import LstmClassifier, Subject, cnn
 from benchmarks.timing import in_turn
 
 __all__ = ["AXES", "cells", "plain"]

@@ -1,4 +1,4 @@
-"""Single layers: each rule on layers of VGG-16, ResNet-50, MobileNet-v2, and LSTM layers.
+"""Single layers: each rule on layers of VGG-16, ResNet-50 and MobileNet-v2.
 
 Inputs are non-negative, as behind a ReLU, but for the layers that see pixels.  Everybody computes
 the layer's output and the relevance of its input.
@@ -6,7 +6,7 @@ the layer's output and the relevance of its input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,22 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cells import GRADIENT, Cell, Variant, Workload
-from benchmarks.floor import LinearWork, LstmWork, Work, products
+from benchmarks.floor import LinearWork, Work, products
 from benchmarks.gate import Gate, perturbed
-from benchmarks.peers import zennit_rule
-from benchmarks.recurrent_cpu import NumpyLoop
-from benchmarks.timing import in_turn
+from benchmarks.peers import backward, zennit_rule
+from benchmarks.timing import in_turn, rotation
 from relprop import backends, reference, rules
 from relprop.backends import LinearCall
-from relprop.functional import lstm_relevance
 from relprop.maps import Conv, Dense, LinearMap
 
-__all__ = ["LAYERS", "LSTMS", "RULES", "LayerShape", "cells", "rotation"]
+__all__ = ["LAYERS", "RULES", "LayerShape", "cells"]
 
 Pair = tuple[Tensor, Tensor]
-CACHE_BYTES = 2**28
-"""Inputs of one cell together exceed this, so that none is still in a cache when its turn comes."""
-MOST_INPUTS = 64
 
 
 @dataclass(frozen=True)
@@ -113,17 +108,10 @@ RULES: dict[str, rules.LinearRule] = {
     "Flat": rules.Flat(),
 }
 QUICK_RULES = ("Epsilon", "ZPlus", "AlphaBeta", "Gamma")
-LSTMS = ((128, 128, 50), (256, 256, 50), (512, 512, 100))
-"""Inputs, hidden units, steps."""
-
-
-def rotation(one: int) -> int:
-    """How many inputs of that many bytes are needed to exceed the cache."""
-    return max(2, min(MOST_INPUTS, -(-CACHE_BYTES // one)))
 
 
 def cells(device: str = "cpu", batch: int = 4, triton: bool = False) -> Iterator[Cell]:
-    """Every layer under every rule, then the LSTM layers."""
+    """Every layer under every rule."""
     for shape in LAYERS:
         for name, rule in RULES.items():
             if shape.pixels == (name not in ("ZBox", "WSquare", "Flat")):
@@ -139,17 +127,6 @@ def cells(device: str = "cpu", batch: int = 4, triton: bool = False) -> Iterator
                 frozenset(suites),
                 limit=4.0,
             )
-    for inputs, hidden, steps in LSTMS:
-        suites = {"full", "window"} | ({"quick"} if hidden == 256 else set())
-        yield Cell(
-            f"layer/lstm {inputs}-{hidden}/Recurrent/t{steps}",
-            "layer",
-            {"workload": f"lstm {inputs}-{hidden}", "method": "Recurrent", "batch": 64,
-             "size": f"{steps} steps"},
-            partial(_lstm, inputs, hidden, steps, 64, device),
-            frozenset(suites),
-            limit=12.0,
-        )  # fmt: skip
 
 
 def _size(shape: LayerShape) -> str:
@@ -182,7 +159,7 @@ def _linear(
             batch,
         )
 
-    variants = [variant(GRADIENT, _gradient(layer), _gradient_gate(linear_map, w, sample))]
+    variants = [variant(GRADIENT, backward(layer), _gradient_gate(linear_map, w, sample))]
     call = LinearCall(linear_map, rule, nonnegative=not shape.pixels)
     for library, name in (
         ("relprop", "aten"),
@@ -205,15 +182,6 @@ def _backend(
     with torch.no_grad():
         _, saved = backend.forward(call, x, w, b)
         return backend.relevance(call, saved, r.unsqueeze(0))[0]
-
-
-def _gradient(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    def explain(x: Tensor, r: Tensor) -> Tensor:
-        x = x.detach().requires_grad_()
-        (found,) = torch.autograd.grad(layer(x), x, r)
-        return found
-
-    return explain
 
 
 def _gate(
@@ -242,70 +210,3 @@ def _gradient_gate(linear_map: LinearMap, w: Tensor, sample: Pair) -> Gate:
         return linear_map.adjoint(r, perturbed(w, size) if size else w, x.shape)
 
     return Gate(exact, exact)
-
-
-def _lstm(inputs: int, hidden: int, steps: int, batch: int, device: str) -> Workload:
-    torch.manual_seed(0)
-    layer = nn.LSTM(inputs, hidden).requires_grad_(False).to(device)
-    weights = [w.detach() for w in layer.parameters()]
-    count = rotation(steps * batch * inputs * 4)
-    xs = [torch.randn(steps, batch, inputs, device=device) for _ in range(count)]
-    r = torch.zeros(steps, batch, hidden, device=device)
-    r[-1] = layer(xs[0])[0][-1]
-    rule = rules.Recurrent(epsilon=1e-3)
-    sample = (xs[0][:, :1], r[:, :1])
-
-    def explain(x: Tensor, r: Tensor, backend: str = "aten") -> Tensor:
-        found = lstm_relevance(x, weights, r, rule=rule, backend=backend)
-        assert isinstance(found, Tensor)
-        return found
-
-    def exact(size: float = 0.0) -> Tensor:
-        x, given = (t.double() for t in sample)
-        wide = [perturbed(w.double(), size) if size else w.double() for w in weights]
-        found = lstm_relevance(x, wide, given, rule=rule, backend="reference")
-        assert isinstance(found, Tensor)
-        return found
-
-    def gradient(x: Tensor, r: Tensor) -> Tensor:
-        x = x.detach().requires_grad_()
-        (found,) = torch.autograd.grad(layer(x)[0], x, r)
-        return found
-
-    def exact_gradient(size: float = 0.0) -> Tensor:
-        wide = nn.LSTM(inputs, hidden).double().to(device)
-        for own, w in zip(wide.parameters(), weights, strict=True):
-            own.data = perturbed(w.double(), size) if size else w.double()
-        x = sample[0].double().requires_grad_()
-        return torch.autograd.grad(wide(x)[0], x, sample[1].double())[0]
-
-    def variant(library: str, call: Any, gate: Gate, rows: int = batch) -> Variant:
-        inputs_ = [(x[:, :rows], r[:, :rows]) for x in xs]
-        return Variant(
-            library, in_turn(lambda pair: call(*pair), inputs_), lambda: call(*sample), gate, rows
-        )
-
-    gate = Gate(exact, exact, device)
-    loop = _numpy(layer.cpu() if device == "cpu" else None, rule.epsilon)
-    variants = [
-        variant(GRADIENT, gradient, Gate(exact_gradient, exact_gradient, device)),
-        variant("relprop", explain, gate),
-        *([variant("NumPy loop", loop, gate, 1)] if loop is not None else []),
-        variant("naive reference", partial(explain, backend="reference"), gate, 1),
-    ]
-    items = [LstmWork(steps, batch, inputs, hidden, xs[0])]
-    return Workload(variants, lambda: Work(items), batch)
-
-
-def _numpy(layer: nn.LSTM | None, epsilon: float) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The published per-step loop, one sequence at a time."""
-    if layer is None:
-        return None
-    loop = NumpyLoop(layer, epsilon)
-
-    def explain(x: Tensor, r: Tensor) -> Tensor:
-        columns: Sequence[int] = range(x.shape[1])
-        found = [loop(x[:, i].double().numpy(), r[-1, i].double().numpy()) for i in columns]
-        return torch.stack([torch.from_numpy(part) for part in found], 1)
-
-    return explain

@@ -235,9 +235,15 @@ def zennit_rule(layer: nn.Module, rule: Any) -> Explain | None:
     }.get(name, dict)()
     getattr(rules, name)(**options).copy().register(layer)
 
-    def explain(x: Tensor, relevance: Tensor) -> Tensor:
+    return backward(layer)
+
+
+def backward(layer: Callable[[Tensor], Tensor]) -> Explain:
+    """Autograd of a layer by its input; the second argument is the output's gradient."""
+
+    def explain(x: Tensor, r: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
-        (found,) = torch.autograd.grad(layer(x), x, relevance)
+        (found,) = torch.autograd.grad(layer(x), x, r)
         return found
 
     return explain

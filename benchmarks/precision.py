@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 
 from benchmarks.cells import Cell, Workload
-from benchmarks.models import FIRST, cnn, compared
+from benchmarks.comparison import compared
+from benchmarks.models import FIRST
 from benchmarks.peers import Peer, captum, gradient, ours, zennit
+from benchmarks.subjects import cnn
 from relprop.backends import PRECISIONS
 
 __all__ = ["cells"]

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.cells import GRADIENT, Cell, Variant, Workload
-from benchmarks.models import Subject, gate, work
+from benchmarks.comparison import gate
+from benchmarks.needed import work
 from benchmarks.peers import Explain, gradient, ours, zennit
+from benchmarks.subjects import Subject
 from relprop import data, models
 
 __all__ = ["cells"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import growth, layers, models, precision, streams
+from benchmarks import growth, layers, lstm_layers, models, precision, streams
 from benchmarks.cells import Cell
 from benchmarks.recording import RECORDS
 
@@ -25,6 +25,7 @@ def every(device: str = "cpu", triton: bool = False) -> list[Cell]:
     return [
         *models.cells(device, triton=triton),
         *layers.cells(device, triton=triton),
+        *lstm_layers.cells(device),
         *precision.cells(device),
         *growth.cells(device),
         *streams.cells(device),

@@ -13,11 +13,14 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Timing", "in_turn", "interleaved", "once", "peak_bytes"]
+__all__ = ["Timing", "in_turn", "interleaved", "once", "peak_bytes", "rotation"]
 
 T = TypeVar("T")
 LEAST_ROUNDS = 3
 MOST_REPEATS = 100
+CACHE_BYTES = 2**28
+"""Inputs of one cell together exceed this, so that none is still in a cache when its turn comes."""
+MOST_INPUTS = 64
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,11 @@ def in_turn(call: Callable[[T], Any], inputs: Sequence[T]) -> Callable[[], Any]:
     """A call without arguments that takes the next of the inputs each time, round and round."""
     turn = itertools.cycle(inputs)
     return lambda: call(next(turn))
+
+
+def rotation(one: int) -> int:
+    """How many inputs of that many bytes are needed to exceed the cache."""
+    return max(2, min(MOST_INPUTS, -(-CACHE_BYTES // one)))
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 import benchmarks.__main__ as command
-from benchmarks import cells, floor, gate, layers, models, recording, suites
+from benchmarks import cells, floor, gate, layers, recording, suites, timing
 from benchmarks.cells import Cell, Variant, Workload
 from benchmarks.floor import LinearWork, LstmWork, Work
 from benchmarks.layers import LayerShape
-from benchmarks.timing import Timing, in_turn, interleaved, once, peak_bytes
+from benchmarks.needed import work as work_of
+from benchmarks.subjects import Subject
+from benchmarks.timing import Timing, in_turn, interleaved, once, peak_bytes, rotation
 from relprop import rules
 from relprop.maps import Conv, Dense
 
@@ -31,7 +33,7 @@ DENSE = LayerShape("dense", (12, 7))
 
 @pytest.fixture(autouse=True)
 def _small_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "CACHE_BYTES", 2**12)
+    monkeypatch.setattr(timing, "CACHE_BYTES", 2**12)
     monkeypatch.setattr(floor, "COPY_BYTES", 2**22)
 
 
@@ -251,8 +253,8 @@ def test_inputs_take_turns() -> None:
 
 
 def test_inputs_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "CACHE_BYTES", 1000)
-    assert [layers.rotation(size) for size in (2000, 1000, 999, 300, 1)] == [2, 2, 2, 4, 64]
+    monkeypatch.setattr(timing, "CACHE_BYTES", 1000)
+    assert [rotation(size) for size in (2000, 1000, 999, 300, 1)] == [2, 2, 2, 4, 64]
     xs = SMALL.inputs(2, 3)
     assert len({x.data_ptr() for x in xs}) == 3 and all((x >= 0).all() for x in xs)
     assert not torch.equal(xs[1], xs[2])
@@ -328,8 +330,8 @@ def test_the_work_of_a_model_counts_every_layer_that_relevance_crosses() -> None
         torch.nn.Conv2d(8, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 5),
     ).eval().requires_grad_(False)  # fmt: skip
     x = torch.randn(6, 3, 4, 4)
-    subject = models.Subject(model, [(x, torch.zeros(6, dtype=torch.long))])
-    work = models.work(subject, "epsilon_plus", targets=2)
+    subject = Subject(model, [(x, torch.zeros(6, dtype=torch.long))])
+    work = work_of(subject, "epsilon_plus", targets=2)
     per_sample = [16 * 8 * 27, 4 * 4 * 72, 16 * 5]
     # z-plus on signed pixels 2 + 2, behind the ReLU 2 + 1, epsilon 1 + 1; relevance for 2 targets
     products = [2 + 2 * 2, 2 + 1 * 2, 1 + 1 * 2]

@@ -7,6 +7,7 @@ under the same paths on every machine.  Needs ray (`pip install 'relprop[ray]'`)
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -37,13 +38,13 @@ def run_ray(spec: JobSpec, manifest: Manifest, folder: Path, status: Status, sto
     if began:
         _begin(ray, spec.workers * threads)
     tally = Tally()
-    started = 0.0
+    began_at, ended_at = math.inf, 0.0
     try:
         for row in _rows(ray, spec, manifest, threads):
-            # Ray's own start is not counted: the clock runs from the first shard on
-            started = started or time.perf_counter() - float(row["seconds"])
             _note(row, tally, status)
-            tally.seconds = time.perf_counter() - started
+            # Ray's own start is not counted, and rows may come long after their shards were done
+            began_at, ended_at = min(began_at, row["began"]), max(ended_at, row["ended"])
+            tally.seconds = ended_at - began_at
             if stop():
                 tally.stopped = True
                 break
@@ -163,7 +164,7 @@ class ShardActor:
         worker = Worker(
             self.spec, self.prepared, self.manifest, self.folder, self.lock, kept, lambda: False
         )
-        error = ""
+        error, began = "", time.time()
         try:
             worker.run([shard], self.spec.readers or 0)
         except (RelpropError, FileFormatError) as problem:
@@ -177,7 +178,8 @@ class ShardActor:
             "found": tally.found,
             "unwritten": tally.unwritten,
             "samples": tally.samples,
-            "seconds": tally.seconds,
+            "began": began,
+            "ended": time.time(),
             **tally.busy,
             "lines": "\n".join(kept.lines),
             "error": error,

@@ -13,10 +13,7 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +34,12 @@ ENGINES: dict[str, dict[str, Any]] = {
     "ray": {"engine": "ray", "workers": 2},
 }
 QUICK = ("one", "readers", "ranks")
-QUICK_KILLS = pytest.mark.parametrize(
-    "engine",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ENGINES],
-)
+
+
+def _params(*engines: str) -> list[Any]:
+    """The slow ones are those whose processes import everything anew."""
+    marks = {name: () if name in QUICK else pytest.mark.slow for name in engines}
+    return [pytest.param(name, marks=marks[name]) for name in engines]
 
 
 def _spec(home: Path, name: str, **options: Any) -> JobSpec:
@@ -156,59 +155,26 @@ def _require_same(spec: JobSpec, whole: Path) -> None:
     assert files_of(folder) == files_of(whole)
 
 
-@contextlib.contextmanager
-def _cluster() -> Iterator[str]:
-    """The address of a Ray cluster of this machine, which outlives the jobs on it."""
-    script = (
-        "import ray, sys; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False);"
-        "print('address', ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        lines = (line.split() for line in process.stdout)
-        yield next(words[1] for words in lines if words[:1] == ["address"])
-    finally:
-        process.stdin.close()
-        process.wait(60)
+@pytest.mark.parametrize("engine", _params(*ENGINES))
+def test_the_whole_job_killed(engine: str, home: Path, whole: Path) -> None:
+    """What is done stays sound, and the last run does what is missing."""
+    if engine == "ray":
+        pytest.importorskip("ray")
+    spec, chance = _spec(home, "job", **ENGINES[engine]), random.Random(engine)
+    for kill in range(KILLS):
+        if _is_done(home / "job"):
+            shutil.rmtree(home / "job")  # it was done too early: begin again
+        job = Started(spec)
+        if kill % 4:  # else while it starts
+            job.until_progress()
+        time.sleep(chance.uniform(0, 0.4))
+        job.kill()
+        if (home / "job" / "manifest.json").exists():
+            assert not verify_job(home / "job").faults
+    _require_same(spec, whole)
 
 
-@QUICK_KILLS
-def test_the_whole_job_killed(
-    engine: str, home: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with contextlib.ExitStack() as stack:
-        if engine == "ray":
-            pytest.importorskip("ray")
-            monkeypatch.setenv("RAY_ADDRESS", stack.enter_context(_cluster()))
-        spec, chance = _spec(home, "job", **ENGINES[engine]), random.Random(engine)
-        for kill in range(KILLS):
-            if _is_done(home / "job"):
-                shutil.rmtree(home / "job")  # it was done too early: begin again
-            job = Started(spec)
-            if kill % 4:  # else while it starts
-                job.until_progress()
-            time.sleep(chance.uniform(0, 0.4))
-            job.kill()
-            if (home / "job" / "manifest.json").exists():
-                assert not verify_job(home / "job").faults
-        _require_same(spec, whole)
-
-
-@pytest.mark.parametrize(
-    "engine",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in ENGINES
-        if name != "one"
-    ],
-)
+@pytest.mark.parametrize("engine", _params("readers", "processes", "ranks", "ray"))
 def test_a_worker_killed(engine: str, home: Path, whole: Path) -> None:
     """A reader, an explaining process, a rank, a Ray actor; the job itself lives on."""
     if engine == "ray":

@@ -249,7 +249,7 @@ def tell(suites: tuple[Suite, ...], outcomes: dict[str, Outcome]) -> bool:
             if case not in open_failures:
                 reasons[_test(case)] = reasons.get(_test(case), 0) + 1
         unwell = [*outcome.problems, *(f"{case}: skipped" for case in outcome.skipped)]
-        unwell += [f"{case}\n{outcome.failed[case]}" for case in open_failures]
+        unwell += [f"{case}\n{outcome.failed[case][-1500:]}" for case in open_failures]
         for text in unwell[:20]:
             print(f"  NOT EXPLAINED: {text}")
         well = well and not unwell

@@ -114,7 +114,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note each case's end."""
     if report.when == "call" or report.outcome != "passed":
-        RESULTS[report.outcome].append([report.nodeid, str(report.longreprtext)[-600:]])
+        RESULTS[report.outcome].append([report.nodeid, str(report.longreprtext)[-4000:]])
 
 
 def pytest_sessionfinish() -> None:

@@ -37,7 +37,7 @@ def judged(
     """Status of the gate where the record and the compiler say this."""
     triton = pytest.importorskip("triton")
     record = folder / f"kernels-triton-{triton.__version__}.md"
-    record.write_text(table(recorded, triton.__version__))
+    record.write_text(table(recorded, triton.__version__, 2))
     monkeypatch.setattr(command, "RECORDS", folder)
     monkeypatch.setattr(command, "compiled", lambda target, wanted: built)
     before = record.read_text()
@@ -84,9 +84,9 @@ def test_gate_without_a_record_allows_no_spill() -> None:
 def test_spills_are_read_back_from_the_table() -> None:
     failed = Build("pool", "?", "sm_80", "?", None, None, 0, "-", False, "CompilationError")
     twice = [CLEAN, replace(CLEAN, spills=12, registers=255), replace(CLEAN, spills=4), failed]
-    text = table(twice, "3.9.0")
+    text = table(twice, "3.9.0", 90)
     assert recorded_spills(text.splitlines()) == {CLEAN.key: 12}
-    assert "4 builds, for sm_90, sm_80." in text
+    assert "Of 90 cases were compiled for sm_80 1, for sm_90 1, for gfx942 0: 4 builds." in text
     assert "- conv: conv_adjoint for sm_90, tile 128x64: spills 12 bytes" in text
 
 
@@ -110,5 +110,6 @@ def test_parts_are_joined_in_order(
     assert command.main(["--join", str(tmp_path / "0"), str(tmp_path / "1")]) == 0
     found = (tmp_path / f"kernels-triton-{triton.__version__}.md").read_text()
     expected = [replace(first, target="sm_80", shared=0), first, second, third]
-    assert found == table(expected, triton.__version__)
+    cases = len({name for name, _ in command.work()})
+    assert found == table(expected, triton.__version__, cases)
     assert capsys.readouterr().out.endswith("4 builds, 0 with faults\n")

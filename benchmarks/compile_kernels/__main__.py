@@ -97,14 +97,15 @@ def main(arguments: list[str] | None = None) -> int:
         for target in options.target or TARGETS:
             builds += compiled(target, wanted)
     seen = list(dict.fromkeys(builds))
+    cases = len({name for name, _ in work()})
     record = RECORDS / f"kernels-triton-{triton.__version__}.md"
     partial = options.only or options.target or options.part != "0/1"
     if options.save is not None:
         write(options.save, json.dumps([asdict(build) for build in seen]))
     elif options.check or options.gate or (partial and not options.join):
-        print(table(seen, triton.__version__))
+        print(table(seen, triton.__version__, cases))
     else:
-        write(record, table(seen, triton.__version__))
+        write(record, table(seen, triton.__version__, cases))
     known = {}
     if options.gate and record.exists():
         known = recorded_spills(record.read_text(encoding="utf-8").splitlines())

@@ -18,7 +18,7 @@ from relprop.backends import LinearCall
 from relprop.backends.joined import Joined, Quotients
 from relprop.backends.triton_fusion import FusedCall, Saved, fuse, lower_of
 from relprop.backends.triton_operations import OPERATIONS, check_operands
-from relprop.backends.triton_recurrent import RECURRENT, check_rule
+from relprop.backends.triton_operations.recurrent import RECURRENT, check_rule
 from relprop.errors import InputError
 from relprop.graph import Graph
 from relprop.layers import Operation, Step

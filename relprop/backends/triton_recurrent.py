@@ -1,4 +1,4 @@
-"""Recurrent layers and cells of the Triton backend.
+"""Stacks of recurrent layers by kernels: forward, relevance, what no kernel serves.
 
 The kernels serve `Recurrent("all")` with a stabilizer above 0, no share of the bias and no rule of
 its own for the candidate's map, on layers without a projection.  Everything else is refused when
@@ -9,32 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from relprop.backends.triton_operations import check_operands
-from relprop.layers import Operation, Step
-from relprop.layers.base import refuse
-from relprop.layers.packed import PackedGru, PackedLayer
-from relprop.layers.recurrent import (
-    Call,
-    GruCell,
-    GruLayer,
-    LstmCell,
-    Parted,
-    Recurrence,
-    RecurrentCell,
-    RecurrentLayer,
-)
+from relprop.backends.triton_operations.operands import check_operands
+from relprop.layers.recurrent import Parted
 from relprop.recurrent.layout import Direction, Layout
 from relprop.rules import Recurrent
 
 if TYPE_CHECKING:
     from relprop.kernels.recurrent.launch import Recurrence as LayerSaved
 
-__all__ = ["RECURRENT", "Saved", "check_rule", "forward", "limits_of", "relevance"]
+__all__ = ["Saved", "Values", "forward", "limits_of", "relevance"]
 
 Values = tuple[Tensor, Tensor, Tensor | None]
 """Output, last hidden states, last cells."""
@@ -165,79 +153,3 @@ def _stacked(
         stacked([w.b_ih for w in directions]),
         stacked([w.b_hh for w in directions]),
     )
-
-
-class _Fused(Recurrence):
-    """By kernels."""
-
-    backend = "triton"
-
-    def run(self, step: Step, call: Call, lengths: Tensor | None = None) -> tuple[Values, Any]:
-        assert isinstance(step.rule, Recurrent)
-        precision = step.options.get("precision", "highest")
-        return forward(*call, step.rule, lengths, precision, step.where)
-
-    def carried_back(self, saved: Any, given: Sequence[Tensor | None]) -> Parted:
-        return relevance(saved, *given)
-
-
-class TritonLayer(_Fused, RecurrentLayer):
-    """`nn.LSTM` or `nn.RNN` by kernels."""
-
-
-class TritonGru(_Fused, GruLayer):
-    """`nn.GRU` by kernels."""
-
-
-class TritonPackedLayer(_Fused, PackedLayer):
-    """`nn.LSTM` or `nn.RNN` on packed sequences by kernels."""
-
-
-class TritonPackedGru(_Fused, PackedGru):
-    """`nn.GRU` on packed sequences by kernels."""
-
-
-class TritonCell(_Fused, RecurrentCell):
-    """`nn.RNNCell` by kernels."""
-
-
-class TritonGruCell(_Fused, GruCell):
-    """`nn.GRUCell` by kernels."""
-
-
-class TritonLstmCell(_Fused, LstmCell):
-    """`nn.LSTMCell` by kernels."""
-
-
-RECURRENT: dict[str, Operation] = {
-    **dict.fromkeys(("lstm", "rnn_tanh", "rnn_relu"), TritonLayer()),
-    "gru": TritonGru(),
-    **dict.fromkeys(("lstm_packed", "rnn_tanh_packed", "rnn_relu_packed"), TritonPackedLayer()),
-    "gru_packed": TritonPackedGru(),
-    **dict.fromkeys(("rnn_tanh_cell", "rnn_relu_cell"), TritonCell()),
-    "gru_cell": TritonGruCell(),
-    "lstm_cell": TritonLstmCell(),
-}
-"""By canonical name."""
-
-
-def check_rule(step: Step) -> None:
-    """Refuse, at planning time, a recurrent step that no kernel serves.
-
-    Raises:
-        PlanningError: the rule asks for more than the kernels do, or the layer projects.
-    """
-    assert isinstance(step.rule, Recurrent)
-    reason = limits_of(step.rule, _projects(step))
-    if reason is not None:
-        raise refuse(step, reason)
-
-
-def _projects(step: Step) -> bool:
-    """Whether each direction of an LSTM has one weight more than its two matrices and biases."""
-    node = step.node
-    if not node.op.startswith("lstm") or node.op.endswith("cell"):
-        return False
-    packed = node.op.endswith("packed")
-    weights, biased, layers, _, _, both = node.args[3:9] if packed else node.args[2:8]
-    return len(weights) > int(layers) * (2 if both else 1) * (4 if biased else 2)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
-from benchmarks.gpu import Stage
+from benchmarks.gpu_runs import ROOT, environment_of
+from benchmarks.gpu_suite import STAGES, Stage
 
 THREE = (
     Stage("one", 5, "the first", ("-c", "1", "{record}.csv")),
@@ -129,19 +130,19 @@ def test_without_cuda_one_sentence_and_status_2(
 
 
 def test_every_stage_stays_below_nine_minutes_and_runs_what_is_there() -> None:
-    names = [stage.name for stage in gpu.STAGES]
+    names = [stage.name for stage in STAGES]
     assert names[:4] == ["environment", "accuracy", "smoke", "vgg16-medium"]
     assert len(set(names)) == len(names)
-    assert {stage.name for stage in gpu.STAGES if stage.tunes} == {
+    assert {stage.name for stage in STAGES if stage.tunes} == {
         "layers-tuned", "vgg16-medium-tuned", "resnet50-medium-tuned"
     }  # fmt: skip
-    for stage in gpu.STAGES:
+    for stage in STAGES:
         assert 0 < stage.seconds < 540
         if stage.arguments[:2] == ("-m", "pytest"):
             files = [text.partition("::")[0] for text in stage.arguments if text[:6] == "tests/"]
-            assert files and all((gpu.ROOT / file).exists() for file in files)
+            assert files and all((ROOT / file).exists() for file in files)
         else:
-            assert (gpu.ROOT / f"{stage.arguments[1].replace('.', '/')}.py").exists()
+            assert (ROOT / f"{stage.arguments[1].replace('.', '/')}.py").exists()
 
 
 def test_list_and_an_unknown_stage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,9 +157,9 @@ def test_accuracy_in_the_interpreter(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     record = tmp_path / "accuracy.csv"
     command = ["-m", "benchmarks.gpu_stages", "accuracy", "--device", "cpu", "--record"]
-    environment = gpu._environment(tmp_path) | {"TRITON_INTERPRET": "1"}
+    environment = environment_of(tmp_path) | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, *command, str(record)], cwd=gpu.ROOT, env=environment, capture_output=True
+        [sys.executable, *command, str(record)], cwd=ROOT, env=environment, capture_output=True
     )
     assert done.returncode == 0, done.stderr.decode()
     rows = record.read_text().splitlines()
@@ -175,10 +176,10 @@ def test_layers_in_the_interpreter(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     record = tmp_path / "layers.csv"
     command = ["-m", "benchmarks.gpu_layers", "--device", "cpu", "--batch", "2", "--rounds", "3"]
-    environment = gpu._environment(tmp_path) | {"TRITON_INTERPRET": "1"}
+    environment = environment_of(tmp_path) | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, *command, "--record", str(record)],
-        cwd=gpu.ROOT,
+        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,

@@ -17,8 +17,17 @@ from relprop.errors import InputError
 from relprop.kernels.constants import operand_type
 from relprop.kernels.layer import Contraction, adjoint, contraction
 from relprop.kernels.program import compile_rule
-from relprop.kernels.recurrent.forms import Form, Steps, choose_form, torch_type
+from relprop.kernels.recurrent.forms import Form, Steps, choose_form
 from relprop.kernels.recurrent.forward import forward_scan, forward_step
+from relprop.kernels.recurrent.operands import (
+    biases_of,
+    candidate_of,
+    carry_of,
+    or_else,
+    padded,
+    rows_of,
+    steps_first,
+)
 from relprop.kernels.recurrent.relevance import relevance_scan, relevance_step
 from relprop.kernels.runtime import FUSION
 from relprop.kernels.weights import prepare_weights
@@ -62,7 +71,7 @@ class Recurrence:
     @property
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """alpha, beta, mix; beta stands in for what the kind has not."""
-        return _or(self.alpha, self.beta), self.beta, _or(self.mix, self.beta)
+        return or_else(self.alpha, self.beta), self.beta, or_else(self.mix, self.beta)
 
 
 def recurrent_forward(
@@ -109,13 +118,13 @@ def recurrent_forward(
     steps, batch, _ = x.shape
     operand, mode = operand_type(torch.promote_types(x.dtype, w_hh.dtype), precision)
     form = form or choose_form(Steps(ways * batch, hidden, gates, gates, operand, mode))
-    rows, batch_first = _rows(x)
-    bias, own_bias = _biases(kind, b_ih, b_hh)
+    rows, batch_first = rows_of(x)
+    bias, own_bias = biases_of(kind, b_ih, b_hh)
     flat = w_ih.reshape(ways * gates * hidden, -1)
     y = contraction(Dense(), Epsilon(), rows, flat, bias, save=False, precision=precision).y
     assert y is not None
     h = rows.new_empty(len(rows), ways * hidden, dtype=torch.float32)
-    h = _steps_first(h, x, batch_first)
+    h = steps_first(h, x, batch_first)
 
     def step_values(wanted: bool) -> Tensor | None:
         return h.new_empty(ways, steps, batch, hidden) if wanted else None
@@ -131,8 +140,8 @@ def recurrent_forward(
         alpha=step_values(not kind.startswith("rnn")),
         beta=beta,
         mix=step_values(kind == "gru"),
-        w_ih=_candidate(kind, w_ih),
-        w_hh=_candidate(kind, w_hh),
+        w_ih=candidate_of(kind, w_ih),
+        w_hh=candidate_of(kind, w_hh),
         lengths=lengths,
         precision=precision,
     )
@@ -140,8 +149,8 @@ def recurrent_forward(
     state = torch.clone(first, memory_format=torch.contiguous_format).float()
     h_last = state if c0 is None else torch.empty_like(state)
     if h.numel():
-        pre = _steps_first(y, x, batch_first)
-        w = _padded(w_hh.reshape(ways, gates, hidden, hidden), form.padded(hidden), operand)
+        pre = steps_first(y, x, batch_first)
+        w = padded(w_hh.reshape(ways, gates, hidden, hidden), form.padded(hidden), operand)
         _advance(recurrence, pre, w, own_bias, state, h_last, form, mode, epsilon)
     return h, h_last, None if c0 is None else state, recurrence
 
@@ -160,7 +169,7 @@ def _advance(
     """The steps: writes h, alpha, beta, mix; the last states over `state`, a cell's h to h_last."""
     h, lengths = saved.h, saved.lengths
     ways, batch, hidden = saved.h0.shape
-    carry = _carry(form, w, ways, batch)
+    carry = carry_of(form, w, ways, batch)
     if form.name != "held":
         carry[0, :, :batch, :hidden] = saved.h0
     tensors = (h if lengths is None else lengths, h, h_last, saved.factors)
@@ -171,7 +180,7 @@ def _advance(
         "CELL": saved.kind, "GATES": GATES[saved.kind], "BIASED": bias is not None,
         **_constants(form, w, hidden, lengths, mode),
     }  # fmt: skip
-    tiles, bias = triton.cdiv(batch, form.m), _or(bias, h)
+    tiles, bias = triton.cdiv(batch, form.m), or_else(bias, h)
     if form.name != "stepped":
         forward_scan[(tiles, ways)](
             pre, w, bias, state, saved.h0, carry, *tensors, *numbers,
@@ -245,15 +254,15 @@ def _carry_back(
     h = saved.h
     ways, batch, hidden = saved.h0.shape
     rows = len(s) * batch
-    w = _padded(saved.w_hh.transpose(1, 2).unsqueeze(1), form.padded(hidden), operand)
-    carry = _carry(form, w, ways, rows)
+    w = padded(saved.w_hh.transpose(1, 2).unsqueeze(1), form.padded(hidden), operand)
+    carry = carry_of(form, w, ways, rows)
     layered = s.unflatten(1, (batch, len(h)) if saved.batch_first else (len(h), batch))
     layered = layered.transpose(1, 2) if saved.batch_first else layered
     above = h.unsqueeze(0) if r_out is None else r_out
     above = above if above.stride(-1) == 1 else above.contiguous()
     last, end = (None if r is None else r.float().contiguous() for r in (r_last, r_cells))
-    tensors = (above, h, saved.h0, saved.factors, w, _or(last, r_h0))
-    lengths = _or(saved.lengths, h)
+    tensors = (above, h, saved.h0, saved.factors, w, or_else(last, r_h0))
+    lengths = or_else(saved.lengths, h)
     numbers = (
         (len(h), batch, hidden), rows, carry.shape[-2], above.stride()[:3], h.stride()[:2],
         layered.stride()[:3],
@@ -267,7 +276,7 @@ def _carry_back(
     tiles = triton.cdiv(rows, form.m)
     if form.name != "stepped":
         relevance_scan[(tiles, ways)](
-            *tensors, _or(end, r_h0), carry, lengths, s, r_h0, r_c0, *numbers,
+            *tensors, or_else(end, r_h0), carry, lengths, s, r_h0, r_c0, *numbers,
             GIVEN=end is not None, HELD=form.name == "held", STAGES=form.loop_stages, **shared,
         )  # fmt: skip
         return
@@ -289,59 +298,3 @@ def _constants(
         "WIDTH": w.shape[-1], "BM": form.m, "BK": form.k, "num_warps": form.warps,
         "num_stages": form.stages, "enable_fp_fusion": FUSION,
     }  # fmt: skip
-
-
-def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
-    """A tensor, or what stands in for it where the kernel does not touch it."""
-    return other if tensor is None else tensor
-
-
-def _rows(x: Tensor) -> tuple[Tensor, bool]:
-    """The input as rows `[N, E]` in the order of memory; whether samples are the outer ones."""
-    turned = x.transpose(0, 1)
-    batch_first = turned.is_contiguous() and not x.is_contiguous()
-    return (turned if batch_first else x).reshape(-1, x.shape[-1]), batch_first
-
-
-def _steps_first(rows: Tensor, x: Tensor, batch_first: bool) -> Tensor:
-    """Rows `[N, ·]` as `[T, batch, ·]`."""
-    steps, batch, _ = x.shape
-    if batch_first:
-        return rows.view(batch, steps, rows.shape[-1]).transpose(0, 1)
-    return rows.view(steps, batch, rows.shape[-1])
-
-
-def _biases(
-    kind: str, b_ih: Tensor | None, b_hh: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """The bias of the input product; that of a GRU's recurrent product of n, float32."""
-    if b_ih is None or b_hh is None:
-        return None, None
-    b_ih, b_hh = b_ih.float(), b_hh.float()
-    if kind != "gru":
-        return (b_ih + b_hh).flatten(), None
-    split = b_hh.shape[1] // 3 * 2
-    joint = b_ih.clone()
-    joint[:, :split] += b_hh[:, :split]
-    return joint.flatten(), b_hh[:, split:].contiguous()
-
-
-def _candidate(kind: str, w: Tensor) -> Tensor:
-    """The candidate's rows of a weight `[ways, gates * H, ·]`."""
-    gates = GATES[kind]
-    return w.chunk(gates, 1)[2 if gates > 1 else 0]
-
-
-def _padded(w: Tensor, width: int, operand: object) -> Tensor:
-    """`[ways, gates, H, H]` padded with 0 to `[ways, gates, width, width]` operands."""
-    hidden = w.shape[-1]
-    out = w.new_zeros(*w.shape[:2], width, width, dtype=torch_type(operand))
-    out[..., :hidden, :hidden] = w
-    return out
-
-
-def _carry(form: Form, w: Tensor, ways: int, rows: int) -> Tensor:
-    """What one step hands to the next, twice: zeros `[2, ways, rows, width]`, whole blocks."""
-    if form.name == "held":
-        return w
-    return w.new_zeros(2, ways, triton.cdiv(rows, form.m) * form.m, w.shape[-1])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from relprop.atomic import replacing
+from relprop.atomic import replacing, sync_folder
 from relprop.batch import parquet
 from relprop.batch.manifest import FILE, Manifest
 from relprop.batch.shard_reader import ShardReader
@@ -68,7 +68,7 @@ def writing_shard(folder: Path, manifest: Manifest, shard: int) -> Iterator[Bina
             with temporary.open("wb") as stream:
                 yield stream
             _require_folder(folder)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         _require_folder(folder)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -82,15 +82,6 @@ def _require_folder(folder: Path) -> None:
             f"{printable(folder)}: the job's folder or its {FILE} has vanished while the job ran; "
             "what is not on the disk is lost; run the command again"
         )
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename survive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def present_shards(folder: Path, manifest: Manifest) -> set[int]:

@@ -95,10 +95,13 @@ class Manifest:
 
     def difference(self, wanted: Manifest) -> str:
         """What of a wanted job is not what this one is, in words; empty if all is the same."""
+        keys = [key for key, value in self.identity.items() if wanted.identity.get(key) != value]
+        if len(keys) > 1:  # a plan follows from model and method: said where it alone is another
+            keys = [key for key in keys if key != "plan"]
         changed = [
-            f"{key} is {printable(wanted.identity.get(key), 80)}, was {printable(value, 80)}"
-            for key, value in self.identity.items()
-            if wanted.identity.get(key) != value
+            f"{key} is {printable(wanted.identity.get(key), 80)}, "
+            f"was {printable(self.identity[key], 80)}"
+            for key in keys
         ]
         if wanted.samples != self.samples or wanted.shard_size != self.shard_size:
             changed.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from job_support import COUNT, everything, files_of, shard_of
+from job_support import COUNT, environment, everything, files_of, shard_of
 from PIL import Image
 
 import relprop
@@ -161,6 +162,23 @@ class TestEngines:
             pytest.importorskip("ray")
         status, other = job("other", **options)
         assert status == 0 and files_of(other) == files_of(folder)
+
+    @pytest.mark.slow
+    def test_torchrun(self, folder: Path, home: Path) -> None:
+        words = ["explain", "networks_for_jobs:net", "x.npy", "--trust", "--job", "other"]
+        words += ["--shard-size", "16", "--batch-size", "4", "--engine", "torchrun"]
+        run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        run += ["--nproc-per-node", "2", "-m", "relprop"]
+        done = subprocess.run(
+            [*run, *words],
+            cwd=home,
+            env=environment(),
+            text=True,
+            capture_output=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert files_of(home / "other") == files_of(folder)
 
     def test_one_rank_alone_does_everything(
         self, job: Runs, folder: Path, monkeypatch: pytest.MonkeyPatch

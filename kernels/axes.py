@@ -12,7 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["coordinates", "lift", "lifted_strides", "place", "spot"]
+__all__ = ["Strides", "coordinates", "lift", "lifted_strides", "part_strides", "place", "spot"]
+
+Strides = tuple[int, tuple[int, ...]]
+"""Of the parts of a tensor, and of its images, channels and three axes."""
 
 
 def lift(values: Sequence[int], unit: int) -> tuple[int, ...]:
@@ -24,6 +27,12 @@ def lifted_strides(tensor: Tensor, spatial: int) -> tuple[int, ...]:
     """Strides with three spatial axes; unit axes get 0."""
     lead = tensor.stride()[: tensor.dim() - spatial]
     return (*lead, *lift(tensor.stride()[tensor.dim() - spatial :], 0))
+
+
+def part_strides(tensor: Tensor, spatial: int) -> Strides:
+    """Of `[parts, images, channels, *spatial]`."""
+    part, *rest = lifted_strides(tensor, spatial)
+    return part, tuple(rest)
 
 
 @triton.jit

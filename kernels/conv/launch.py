@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from relprop.kernels import library
-from relprop.kernels.axes import lifted_strides
+from relprop.kernels.axes import Strides, lifted_strides, part_strides
 from relprop.kernels.constants import (
     adjoint_constants,
     contraction_constants,
@@ -24,9 +24,6 @@ from relprop.kernels.tuning import launch
 from relprop.maps import Conv
 
 __all__ = ["contract", "propagate"]
-
-Strides = tuple[int, tuple[int, ...]]
-"""Of the parts of a tensor, and of its images, channels and three axes."""
 
 
 def contract(call: ContractionCall) -> None:
@@ -57,7 +54,7 @@ def contract(call: ContractionCall) -> None:
             geometry.columns, geometry.channels, geometry.source, geometry.target,
             lifted_strides(a, spatial), *geometry.weight_strides,
             *_box_strides(box, spatial), box.start, box.stop,
-            *_part_strides(target, spatial), program.gamma, **contraction_constants(call),
+            *part_strides(target, spatial), program.gamma, **contraction_constants(call),
             OPERAND=operand, PRECISION=precision, **_constants(geometry, tile),
         )  # fmt: skip
 
@@ -96,10 +93,10 @@ def propagate(call: AdjointCall) -> None:
             conv_adjoint[(geometry.programs(images, tile),)](
                 s, weight.tensor, a, box.tensor if box.boxed else a, lower, out,
                 images, max(a.shape[0], 1), conv.groups, geometry.columns, geometry.channels,
-                geometry.source, geometry.target, *_part_strides(s, spatial),
+                geometry.source, geometry.target, *part_strides(s, spatial),
                 *geometry.weight_strides, lifted_strides(a, spatial),
                 *_box_strides(box, spatial), box.start, box.stop,
-                *_part_strides(lower, spatial), *_part_strides(out, spatial),
+                *part_strides(lower, spatial), *part_strides(out, spatial),
                 program.gamma, lower_numbers(call.lower), **adjoint_constants(call, step),
                 OPERAND=operand, PRECISION=precision, **_constants(geometry, tile),
             )  # fmt: skip
@@ -109,12 +106,6 @@ def propagate(call: AdjointCall) -> None:
             f"{_details(geometry, s)} products={len(step.products)} lower={step.lower}",
             _direct(geometry, demand),
         )  # fmt: skip
-
-
-def _part_strides(tensor: Tensor, spatial: int) -> Strides:
-    """Of `[parts, images, channels, *spatial]`."""
-    part, *rest = lifted_strides(tensor, spatial)
-    return part, tuple(rest)
 
 
 def _box_strides(box: LeftBox, spatial: int) -> Strides:

@@ -13,7 +13,7 @@ from relprop.kernels.axes import lift, lifted_strides, place
 from relprop.kernels.epilogues import finish_relevance
 from relprop.kernels.layouts import ordered_empty
 from relprop.kernels.operands import Lower
-from relprop.kernels.pool.tiles import launch, launch_adjoint, positions
+from relprop.kernels.pool.positions import launch, launch_adjoint, positions
 from relprop.kernels.pool.windows import (
     Axes,
     adaptive_axes,

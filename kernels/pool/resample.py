@@ -17,7 +17,7 @@ from relprop.kernels.axes import coordinates, lift, lifted_strides, place
 from relprop.kernels.epilogues import finish_relevance, ratio
 from relprop.kernels.layouts import ordered_empty
 from relprop.kernels.operands import Lower
-from relprop.kernels.pool.tiles import launch, launch_adjoint, positions
+from relprop.kernels.pool.positions import launch, launch_adjoint, positions
 
 __all__ = ["linear_resample", "linear_resample_relevance"]
 

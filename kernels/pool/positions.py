@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from relprop.kernels.axes import coordinates, lift, lifted_strides
+from relprop.kernels.axes import coordinates, lift, lifted_strides, part_strides
 from relprop.kernels.layouts import ordered_empty, quotient_empty
 from relprop.kernels.operands import Lower, lower_numbers
 from relprop.kernels.runtime import FUSION
@@ -82,14 +82,12 @@ def launch_adjoint(
         out = quotient_empty(parts, targets, shape, like, lower.feature_axis)
     r, rows = r.flatten(0, 1), out.flatten(1, 2)
     below = rows if lower is None else lower.z
-    below_part, *below_rest = lifted_strides(below, spatial)
-    part, *rest = lifted_strides(rows, spatial)
     launch(
         kernel, rows.shape[1:],
         r, *saved, below, rows, rows.shape[1], shape[0], shape[1],
         lift(shape[2:], 1), lift(r.shape[2:], 1), lifted_strides(r, spatial),
         *(lifted_strides(tensor, spatial) for tensor in saved),
-        below_part, tuple(below_rest), part, tuple(rest), *arguments, lower_numbers(lower),
-        LOWER=lower and lower.program.mode, **options,
+        *part_strides(below, spatial), *part_strides(rows, spatial), *arguments,
+        lower_numbers(lower), LOWER=lower and lower.program.mode, **options,
     )  # fmt: skip
     return out if lower is not None else out[0]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from relprop.call import Call
 
 if importlib.util.find_spec("hypothesis") is not None:  # a GPU machine may have pytest alone
     import hypothesis
@@ -41,3 +45,19 @@ TORCHVISION_OPERATORS = _define_torchvision_operators()
 def _seed() -> None:
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The class of each model that is captured, in order; empty at first."""
+    from relprop import captured
+
+    done: list[str] = []
+    original = captured._capture
+
+    def capture(model: torch.nn.Module, call: Call) -> Any:
+        done.append(type(model).__name__)
+        return original(model, call)
+
+    monkeypatch.setattr(captured, "_capture", capture)
+    return done

@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import relprop
 from relprop import backends, methods, run
 from relprop import captured as captured_module
-from relprop.call import Call
 from relprop.capture import CAPTURE_LOCK
 
 OPTIONS = {"epsilon_gamma_box": {"low": -3, "high": 3}, "deep_taylor": {"low": -3, "high": 3}}
@@ -57,20 +56,6 @@ def net() -> Net:
 
 def images(batch: int = 3, size: int = 6) -> Tensor:
     return torch.randn(batch, 2, size, size, generator=torch.Generator().manual_seed(batch))
-
-
-@pytest.fixture
-def captures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Grows by one at each capture."""
-    done: list[str] = []
-    original = captured_module._capture
-
-    def capture(model: nn.Module, call: Call) -> Any:
-        done.append(type(model).__name__)
-        return original(model, call)
-
-    monkeypatch.setattr(captured_module, "_capture", capture)
-    return done
 
 
 def gradient_x_input(model: nn.Module, x: Tensor, target: int = 0) -> Tensor:

@@ -17,7 +17,6 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations
 
 import relprop
-from relprop import captured as captured_module
 from relprop import rules
 from relprop.backends.aten import AtenBackend
 from relprop.layers import registered
@@ -515,20 +514,6 @@ CHANGES = [
     drop_bias,
 ]  # fmt: skip
 RECAPTURED = {replace_module, change_number, change_function, drop_bias}
-
-
-@pytest.fixture
-def captures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Grows by one at each capture."""
-    done: list[str] = []
-    original = captured_module._capture
-
-    def capture(model: nn.Module, *args: Any) -> Any:
-        done.append(type(model).__name__)
-        return original(model, *args)
-
-    monkeypatch.setattr(captured_module, "_capture", capture)
-    return done
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ reads, explains and writes them.  Capture is not counted, and each round has a f
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import statistics
 import threading
 import time
@@ -20,12 +18,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 import relprop
 from benchmarks.jobs import FreshJob, fresh_job
-from relprop.atomic import replacing
+from benchmarks.recording import environment, write_record
 from relprop.batch import JobSpec
 from relprop.batch.preparing import Prepared, prepare
 from relprop.batch.worker import Tally
@@ -149,17 +146,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         "bytes_each": round(written, 1),
         "rss_mib_quarters": " ".join(str(seen >> 20) for seen in memory.quarters()),
-        "threads": torch.get_num_threads(),
         "rounds": given.rounds,
-        "processor": processor(),
-        "torch": str(torch.__version__),
+        **environment(prepared.device.type),
     }
     print(table(list(row), [[str(value) for value in row.values()]]))
     if given.record is not None:
-        with replacing(given.record) as temporary, temporary.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, list(row), lineterminator="\n")
-            writer.writeheader()
-            writer.writerow(row)
+        write_record(given.record, [row])
     return 0
 
 
@@ -178,14 +170,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--record", type=Path, help="CSV file to write")
     return parser.parse_args(argv)
-
-
-def processor() -> str:
-    """The processor's name (Linux), else the machine's kind."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 if __name__ == "__main__":

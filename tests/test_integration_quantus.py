@@ -302,6 +302,24 @@ def test_the_same_as_quantus_own(quantus: Any, net: nn.Module, batch: Any) -> No
         np.testing.assert_allclose(explain(net, x, y, **options), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_benchmark_compares_before_it_times() -> None:
+    from benchmarks.quantus import METHODS, measured
+
+    scores = {
+        (method, library): [0.25, 0.75]
+        for method in METHODS
+        for library in ("relprop", "Quantus' own")
+    }
+    runs = {key: (lambda found=found: found) for key, found in scores.items()}
+    rows = measured(runs, 44, 3)
+    assert [(row["method"], row["library"]) for row in rows] == list(scores)
+    assert {row["score"] for row in rows} == {"0.50000"}
+    assert [row["times as fast"] for row in rows][1::2] == ["1.00"] * len(METHODS)
+    runs[next(iter(METHODS)), "relprop"] = lambda: [0.25, 0.78]
+    with pytest.raises(AssertionError, match=r"LRP-epsilon \(Captum's LRP\)"):
+        measured(runs, 44, 3)
+
+
 class _Flat(nn.Module):
     """A dense layer on flattened images: Captum has no rule for nn.Flatten."""
 

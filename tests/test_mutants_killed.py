@@ -241,6 +241,16 @@ def test_terms_that_are_known_to_be_empty_give_nothing() -> None:
     )
 
 
+def test_volumes_whose_samples_count_as_channels_are_pooled_in_three_dimensions() -> None:
+    model = nn.Sequential(nn.MaxPool3d(2, 1), nn.Flatten(), nn.Linear(24, 2)).double()
+    x = torch.randn(2, 3, 5, 4).double()
+    found = relprop.Explainer(model, "lrp_epsilon", layers=["0"]).explain(x, target=1)
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(model[0](leaf), leaf, found.layers["0"])
+    assert found.relevance.abs().sum() > 0
+    assert_close(found.relevance, expected)
+
+
 def test_bfloat16_products_add_the_bias_in_float32() -> None:
     linear_map = Conv((1, 1), ((0, 0), (0, 0)), (1, 1))
     w, b = torch.randn(3, 2, 2, 2).bfloat16().float(), torch.tensor([1.001, -2.0, 100.003])

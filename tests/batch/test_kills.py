@@ -165,9 +165,9 @@ def test_the_whole_job_killed(engine: str, home: Path, whole: Path) -> None:
         if _is_done(home / "job"):
             shutil.rmtree(home / "job")  # it was done too early: begin again
         job = Started(spec)
-        if kill % 4:  # else while it starts
+        if kill % 2:  # while it works, else while it starts
             job.until_progress()
-        time.sleep(chance.uniform(0, 0.4))
+        time.sleep(chance.uniform(0, 0.4 if kill % 2 else 2.0))
         job.kill()
         if (home / "job" / "manifest.json").exists():
             assert not verify_job(home / "job").faults

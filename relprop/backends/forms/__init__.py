@@ -35,7 +35,7 @@ from relprop.rules import (
 
 __all__ = ["Form", "Layer", "form_of"]
 
-R = TypeVar("R", bound=LinearRule, contravariant=True)
+R = TypeVar("R", bound=LinearRule)
 Tensors = tuple[Tensor, ...]
 
 

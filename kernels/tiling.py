@@ -42,6 +42,10 @@ SHAPES = [
 """Rows, columns and warps of the tiles, in order of preference."""
 
 
+LEAST_REGISTERS = 4
+"""What the smallest tile takes with two accumulators."""
+
+
 class Tile(NamedTuple):
     """Rows, columns and contraction length of a block, and how it is run."""
 
@@ -150,6 +154,7 @@ def candidates(demand: Demand, limit: Limits) -> list[Tile]:
     if demand.precision == "tf32x3":
         registers = min(registers, 32)
     registers //= limit.crowding * (2 if demand.exact and limit.crowding > 1 else 1)
+    registers = max(registers, LEAST_REGISTERS)
     tiles = [
         Tile(m, n, k, warps, stage) for m, n, warps in SHAPES for k in depths for stage in stages
     ]

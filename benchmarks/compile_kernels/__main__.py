@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.compile_kernels import gate, layers, others, recurrent
+from benchmarks.compile_kernels import gate, layers, others, recurrent, units
 from benchmarks.compile_kernels.builds import TARGETS, Build, described, recorded_spills, table
 from benchmarks.compile_kernels.recorder import recording
 from relprop.atomic import replacing
@@ -36,7 +36,7 @@ def write(path: Path, text: str) -> None:
 
 def work() -> list[tuple[str, Callable[[], object]]]:
     """Name and call of every case."""
-    return layers.cases() + others.cases() + recurrent.cases()
+    return layers.cases() + others.cases() + recurrent.cases() + units.cases()
 
 
 def joined(paths: list[Path]) -> list[Build]:

@@ -75,6 +75,14 @@ def _layers() -> list[Case]:
             "joint", Dense(), rules.Joint(channels=(0, 1024)), dense_a, dense_w, nonnegative=False
         ),
     ]
+    # as PyTorch's networks are by default
+    plain: dict[str, Any] = {"dtype": torch.float32, "channels_last": False}
+    line = Conv((2,), ((1, 1),), (1,))
+    found += [
+        Case("conv NCHW float32 highest Epsilon", conv, main[0], conv_a, conv_w, **plain),
+        Case("conv NCHW float32 highest AlphaBeta", conv, main[2], conv_a, conv_w, **plain),
+        Case("conv 1-d float32 highest ZPlus", line, main[1], (64, 64, 1024), (64, 64, 3), **plain),
+    ]
     for precision in ("highest", "high", "medium"):
         for rule in (rules.Epsilon(), rules.AlphaBeta()):
             name = f"float32 {precision} {label(rule)}"

@@ -131,7 +131,7 @@ def _demand(
     kernel: str, geometry: Geometry, left: Tensor, images: int, operand: object, precision: str
 ) -> Demand:
     channels_last = left.stride(-1 - geometry.conv.spatial) == 1
-    return Demand(
+    demand = Demand(
         geometry.rows(images),
         geometry.columns,
         geometry.channels,
@@ -142,6 +142,7 @@ def _demand(
         deepest=64 if channels_last else 32,
         kernel=kernel,
     )
+    return replace(demand, registers=8) if demand.exact and not channels_last else demand
 
 
 def _direct(geometry: Geometry, demand: Demand) -> list[Tile] | None:

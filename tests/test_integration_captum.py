@@ -440,8 +440,11 @@ def test_additional_arguments_without_a_batch_axis(name: str) -> None:
             )
             assert_close(found, expected.detach())
     with mock.patch.object(Plan, "make", wraps=Plan.make) as plans:
-        method.attribute(x[:2], 0, additional_forward_args=(table, graph))
+        more = torch.cat([x, x])  # six samples, then four: as many as there are positions
+        found = [method.attribute(part, 0, additional_forward_args=(table, graph))
+                 for part in (more, more[:4])]  # fmt: skip
     assert plans.call_count == 0
+    assert_close(found[1], found[0][:4])
 
 
 def test_layers_beside_arguments_without_a_batch_axis() -> None:

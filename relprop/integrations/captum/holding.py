@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.utils._pytree as pytree
-from torch import nn
+from torch import Tensor, nn
 
 from relprop.integrations.captum.forms import Arguments
 
@@ -60,11 +60,18 @@ class Holding:
         return {key: value for key, value in vars(self).items() if key not in _PLANNED}
 
     def _holding(self, model: nn.Module, arguments: Arguments) -> nn.Module:
-        """The model to call on `arguments.batched`: itself, if all arguments are there."""
+        """The model to call on `arguments.batched`: itself, if all arguments are there.
+
+        What was no batch in one call is none in the next, where it may be as long by chance.
+        """
+        leaves, spec = pytree.tree_flatten(arguments.all)
+        seen: set[int] = self.__dict__.setdefault("_unbatched", {}).setdefault(str(spec), set())
+        seen.update(arguments.unbatched)
+        arguments.unbatched = tuple(i for i in sorted(seen) if isinstance(leaves[i], Tensor))
         if not arguments.unbatched:
             return model
         held = self._held
         if held is None or held.model is not model or held.places != arguments.unbatched:
             held = self._held = Held(model, arguments.unbatched)
-        held.hold(pytree.tree_leaves(arguments.all))
+        held.hold(leaves)
         return held

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from typing import Any
 from unittest import mock
 
@@ -20,10 +19,8 @@ from relprop.errors import InputError, PlanningError
 from relprop.plan import Plan
 
 peer: Any = pytest.importorskip("captum.attr", reason="Captum is not installed")
-peer_rules: Any = pytest.importorskip(
-    "captum.attr._utils.lrp_rules", reason="Captum is not installed"
-)
 
+import captum.attr._utils.lrp_rules as peer_rules  # noqa: E402
 from captum.attr._utils.custom_modules import Addition_Module  # noqa: E402
 
 import relprop.integrations.captum as ours  # noqa: E402
@@ -33,12 +30,7 @@ from relprop.integrations.terms import ScaledWeights  # noqa: E402
 LRP_NAMES = ("LRP", "LayerLRP")
 GRADIENT_NAMES = ("Saliency", "InputXGradient", "GuidedBackprop", "Deconvolution")
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def _detached(tree: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import warnings
 from typing import Any
 
 import pytest
@@ -14,10 +13,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 peer: Any = pytest.importorskip("captum.attr", reason="Captum is not installed")
-peer_rules: Any = pytest.importorskip(
-    "captum.attr._utils.lrp_rules", reason="Captum is not installed"
-)
 
+import captum.attr._utils.lrp_rules as peer_rules  # noqa: E402
 from captum.attr._utils.custom_modules import Addition_Module  # noqa: E402
 from captum.testing.attr.helpers.test_config import config as configurations  # noqa: E402
 
@@ -26,12 +23,7 @@ import relprop.integrations.captum as ours  # noqa: E402
 LRP_NAMES = ("LRP", "LayerLRP")
 GRADIENT_NAMES = ("Saliency", "InputXGradient", "GuidedBackprop", "Deconvolution")
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def _detached(tree: Any) -> Any:

@@ -17,6 +17,8 @@ from relprop.errors import InputError, PlanningError
 from relprop.integrations.quantus import explain
 from relprop.plan import Plan
 
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 
 def _net() -> nn.Sequential:
     return nn.Sequential(
@@ -213,13 +215,6 @@ def quantus() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip("quantus", reason="Quantus is not installed")
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _scores(quantus: Any, metric: Any, net: nn.Module, batch: Any, **options: Any) -> Any:

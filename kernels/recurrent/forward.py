@@ -166,10 +166,11 @@ def forward_scan(
             pre, 0, length, rows, units, way, sizes, strides_p, mask, GATES
         )
         for k in tl.range(0, T, num_stages=STAGES):
+            before = carry + carry_start(k, way, carry_rows, WIDTH)
+            after = carry + carry_start(k + 1, way, carry_rows, WIDTH)
             n = p2
             if GATES == 3:
                 n = tl.zeros((BM, WIDTH), tl.float32) + bias_row
-            before = carry + carry_start(k, way, carry_rows, WIDTH)
             p0, p1, n, p3 = recurrent_products(
                 (p0, p1, n, p3), before, w, rows, units, WIDTH, GATES, PRECISION, BK
             )
@@ -179,7 +180,6 @@ def forward_scan(
                 (p0, p1, p2, p3), n, now, h, h_last, saved, k, length, rows, units, way, mask,
                 sizes, strides_h, epsilon, CELL,
             )  # fmt: skip
-            after = carry + carry_start(k + 1, way, carry_rows, WIDTH)
             place = after + carry_offsets(rows, units, WIDTH)
             tl.store(place, hidden.to(carry.dtype.element_ty), mask=mask)
             # the next step's input products arrive while this one ends

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from relprop._version import __version__
 from relprop.batch.explaining import Explaining
+from relprop.batch.identity import environment_of, identity_of
 from relprop.batch.loading import Inputs, Loaded, Loader, Task
 from relprop.batch.locks import JobLock
 from relprop.batch.manifest import FILE, Manifest, read_manifest, require_same, write_manifest
@@ -22,12 +19,12 @@ from relprop.batch.summaries import Summaries
 from relprop.batch.tuning import best_batch_size
 from relprop.cli.files import printable
 from relprop.cli.imports import imported
-from relprop.cli.opening import method_options, open_inputs, output_key, source_options
-from relprop.cli.sources import Numbered, Source
+from relprop.cli.opening import method_options, open_inputs, output_key
+from relprop.cli.sources import Source
 from relprop.errors import InputError
 from relprop.explainer import Explainer
 
-__all__ = ["Prepared", "made_manifest", "prepare"]
+__all__ = ["Prepared", "join_job", "made_manifest", "prepare"]
 
 TRIED = 100
 """Samples looked at for one that can be read, before a job is refused."""
@@ -92,13 +89,14 @@ def prepare(spec: JobSpec, device: str | None = None) -> Prepared:
         bool(spec.summary),
         place,
     )
+    threads = spec.threads or max(1, torch.get_num_threads() // spec.workers)
     if place.type == "cpu":
-        torch.set_num_threads(_threads(spec))
+        torch.set_num_threads(threads)
     example = _example(loader, spec.target == "label")
     trial = explaining.probe(example)
-    identity = _identity(spec, model, source, example, str(explainer.plan))
+    identity = identity_of(spec, model, source, example, str(explainer.plan))
     samples = min(len(source), spec.limit or len(source))
-    wanted = Manifest(identity, _environment(spec, place), samples, spec.shard_size, 1)
+    wanted = Manifest(identity, environment_of(place, threads), samples, spec.shard_size, 1)
     return Prepared(source, loader, explaining, wanted, trial)
 
 
@@ -125,9 +123,27 @@ def made_manifest(prepared: Prepared, spec: JobSpec, folder: Path, lock: JobLock
                 wanted.identity, wanted.environment, wanted.samples, wanted.shard_size, size
             )
             write_manifest(folder, manifest)
+    _fix_threads(prepared, manifest)
+    return manifest
+
+
+def join_job(spec: JobSpec, folder: Path, device: str | None = None) -> tuple[Prepared, Manifest]:
+    """What a worker needs of a job whose manifest another process has made.
+
+    Raises:
+        InputError, FileFormatError, CaptureError, PlanningError: as `prepare`, or the folder holds
+            another job.
+    """
+    prepared, manifest = prepare(spec, device), read_manifest(folder)
+    require_same(manifest, prepared.wanted, folder, spec.accept_versions)
+    _fix_threads(prepared, manifest)
+    return prepared, manifest
+
+
+def _fix_threads(prepared: Prepared, manifest: Manifest) -> None:
+    """Compute with the threads that the job was begun with: last bits may depend on them."""
     if prepared.device.type == "cpu":
         torch.set_num_threads(int(manifest.environment["threads"]))
-    return manifest
 
 
 class _Placed:
@@ -138,10 +154,6 @@ class _Placed:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._spec, name)
-
-
-def _threads(spec: JobSpec) -> int:
-    return spec.threads or max(1, torch.get_num_threads() // spec.workers)
 
 
 def _example(loader: Loader, labelled: bool) -> Loaded:
@@ -162,65 +174,6 @@ def _example(loader: Loader, labelled: bool) -> Loaded:
             "--target predicted"
         )
     raise InputError(f"{source.title}: holds no input that can be read; the first: {reason}")
-
-
-def _identity(
-    spec: JobSpec, model: nn.Module, source: Source, example: Loaded, plan: str
-) -> dict[str, Any]:
-    return {
-        "model": printable(spec.model),
-        "weights": _weights_hash(model),
-        "plan": hashlib.sha256(plan.encode()).hexdigest(),
-        "method": spec.method,
-        "method_options": printable(dict(spec.method_option), 1000),
-        "target": printable(spec.target) if spec.top is None else f"top {spec.top}",
-        "output": spec.output,
-        "backend": spec.backend,
-        "precision": spec.precision,
-        "data": printable(Path(source.title).name),
-        "inputs": _data_hash(source, example),
-        "preprocessing": printable(source_options(spec).preprocess, 1000),
-        "collate": spec.collate,
-        "format": spec.format,
-        "dtype": spec.dtype,
-        "reduce": spec.reduce,
-        "summary": list(spec.summary),
-        "maps": spec.maps,
-    }
-
-
-def _environment(spec: JobSpec, device: torch.device) -> dict[str, Any]:
-    cuda = device.type == "cuda"
-    return {
-        "relprop": __version__,
-        "torch": str(torch.__version__),
-        "device": torch.cuda.get_device_name(device) if cuda else device.type,
-        "threads": _threads(spec),
-    }
-
-
-def _weights_hash(model: nn.Module) -> str:
-    """A hash of every parameter and buffer: names, types, shapes, values."""
-    found = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            continue
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        found.update(flat.view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def _data_hash(source: Source, example: Loaded) -> str:
-    """A hash of the samples' names and of the first sample; the others are not read for it."""
-    names = source.names
-    numbered = isinstance(names, Numbered)
-    words: Any = [names.stem, names.size] if isinstance(names, Numbered) else list(names)
-    found = hashlib.sha256(json.dumps([numbered, words]).encode())
-    for value in example.groups[0][1].args:
-        found.update(f"{value.dtype} {list(value.shape)}".encode())
-        found.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _batch_size(prepared: Prepared) -> int:

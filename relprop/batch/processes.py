@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from relprop.batch.locks import JobLock
-from relprop.batch.manifest import read_manifest, require_same
-from relprop.batch.preparing import prepare
+from relprop.batch.preparing import join_job
 from relprop.batch.spec import JobSpec
 from relprop.batch.status import Status, Stop
 from relprop.batch.worker import Tally, Worker, shard_order
@@ -120,9 +119,7 @@ def _work(spec: JobSpec, rank: int, pipe: Connection) -> None:
         folder = Path(spec.job)
         worker = None
         try:
-            prepared = prepare(spec, local_device(spec, rank))
-            manifest = read_manifest(folder)
-            require_same(manifest, prepared.wanted, folder, spec.accept_versions)
+            prepared, manifest = join_job(spec, folder, local_device(spec, rank))
             lock = JobLock(folder)
             worker = Worker(spec, prepared, manifest, folder, lock, told, stop)
             readers = readers_of(spec, prepared.source.read_slice is not None)

@@ -15,8 +15,8 @@ from typing import Any
 
 from relprop.batch.files import present_shards
 from relprop.batch.locks import JobLock
-from relprop.batch.manifest import Manifest, read_manifest, require_same
-from relprop.batch.preparing import prepare
+from relprop.batch.manifest import Manifest
+from relprop.batch.preparing import join_job
 from relprop.batch.spec import JobSpec
 from relprop.batch.status import Status, Stop
 from relprop.batch.worker import Tally, Worker
@@ -149,9 +149,7 @@ class ShardActor:
     def __init__(self, spec: JobSpec, home: str) -> None:
         os.chdir(home)
         self.spec, self.folder = spec, Path(spec.job)
-        self.prepared = prepare(spec)
-        self.manifest = read_manifest(self.folder)
-        require_same(self.manifest, self.prepared.wanted, self.folder, spec.accept_versions)
+        self.prepared, self.manifest = join_job(spec, self.folder)
         self.lock = JobLock(self.folder)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -16,19 +16,9 @@ from relprop.batch import JobSpec, run_job
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from job_support import COUNT, NETWORKS
+from job_support import COUNT, NETWORKS, OPTIONS
 
 Runs = Callable[..., tuple[int, Path]]
-
-OPTIONS: dict[str, Any] = {
-    "model": "networks_for_jobs:net",
-    "data": "x.npy",
-    "trust": True,
-    "shard_size": 16,
-    "batch_size": 4,
-    "threads": 1,
-    "quiet": True,
-}
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,15 @@ def pad(samples):
     }
 '''
 COUNT = 50
+OPTIONS: dict[str, Any] = {
+    "model": "networks_for_jobs:net",
+    "data": "x.npy",
+    "trust": True,
+    "shard_size": 16,
+    "batch_size": 4,
+    "threads": 1,
+    "quiet": True,
+}
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

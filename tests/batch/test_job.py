@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from job_support import COUNT, everything, files_of, shard_of
+from job_support import COUNT, OPTIONS, everything, files_of, shard_of
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 import relprop
 from relprop.batch import JobSpec, verify_job
 from relprop.batch.locks import BusyError, JobLock
+from relprop.batch.preparing import join_job, prepare
 from relprop.errors import FileFormatError, InputError, RelpropError
 
 Runs = Callable[..., tuple[int, Path]]
@@ -256,7 +257,7 @@ class TestRefusals:
         self, job: Runs, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = files_of(folder)
-        monkeypatch.setattr("relprop.batch.preparing.__version__", "9.9")
+        monkeypatch.setattr("relprop.batch.identity.__version__", "9.9")
         with pytest.raises(InputError, match=r"begun with relprop .*accept-versions"):
             job()
         assert job(accept_versions=True)[0] == 0 and files_of(folder) == before
@@ -300,6 +301,16 @@ class TestRefusals:
         assert lock.take_shard(1)
         lock.close()
         assert issubclass(BusyError, RelpropError)
+
+    def test_threads_are_shared_out_once_and_kept(self, job: Runs, home: Path) -> None:
+        """Four workers of eight threads have two each, and a worker that joins has them too."""
+        torch.set_num_threads(8)  # the fixture puts the number back
+        spec = JobSpec("networks_for_jobs:net", "x.npy", "other", trust=True, workers=4)
+        assert prepare(spec).wanted.environment["threads"] == 2 == torch.get_num_threads()
+        _, folder = job(threads=2)
+        torch.set_num_threads(8)
+        _, manifest = join_job(JobSpec(**{**OPTIONS, "job": "", "threads": None}), folder)
+        assert manifest.environment["threads"] == 2 == torch.get_num_threads()
 
     def test_spec_from_words(self) -> None:
         spec = JobSpec("a", "b", "c")

@@ -238,7 +238,7 @@ def test_explaining_while_another_thread_captures_the_same_model(net: Net) -> No
     maps, found = in_threads(capture, run_meanwhile)
     assert [m.shape[-1] for m in maps] == [7, 9]
     for relevance in found:  # the last bit depends on how many threads a product gets
-        assert_close(relevance, expected)
+        torch.testing.assert_close(relevance, expected)
 
 
 def test_parameters_are_not_read_while_a_capture_is_under_way(net: Net) -> None:

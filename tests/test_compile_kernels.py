@@ -113,3 +113,11 @@ def test_parts_are_joined_in_order(
     cases = len({name for name, _ in command.work()})
     assert found == table(expected, triton.__version__, cases)
     assert capsys.readouterr().out.endswith("4 builds, 0 with faults\n")
+
+
+def test_every_recorded_kernel_occurs_in_the_gate() -> None:
+    records = Path(command.RECORDS).glob("kernels-triton-*.md")
+    keys = [key for path in records for key in recorded_spills(path.read_text().splitlines())]
+    kernels = {kernel for _, kernel, _, _ in keys}
+    assert len(kernels) > 20
+    assert {kernel for case, kernel, _, _ in keys if case in gate.CASES} == kernels

@@ -21,6 +21,7 @@ from job_support import COUNT, everything, files_of, shard_of, spawn
 import relprop
 import relprop.run
 from relprop.batch import verify_job
+from relprop.batch.locks import JobLock
 from relprop.batch.manifest import read_manifest
 from relprop.batch.worker import Worker
 from relprop.errors import FileFormatError, RelpropError
@@ -176,33 +177,36 @@ class TestSignals:
 
 class TestTwoAtOnce:
     def test_the_second_says_so(self, home: Path) -> None:
-        """Ten starts of a second process while the first is at work."""
-        words = (*WORDS, "--job", "job")
-        first = spawn(home, *words)
+        """The first is at work for as long as the second needs; then it is killed and goes on."""
+        words = ("explain", "networks_for_jobs:net", "networks_for_jobs:Slow", "--trust")
+        words += ("--limit", "8", "--shard-size", "4", "--batch-size", "2", "--job", "job")
+        first = spawn(home, *words, SECONDS_A_SAMPLE="1000")
         holder = home / "job" / "lock"
         while not holder.exists() or not holder.read_bytes():
             time.sleep(0.01)
-        second = spawn(home, *words)
-        _, said = second.communicate(timeout=60)
-        assert second.returncode == 2
+        second = spawn(home, *words, SECONDS_A_SAMPLE="0")
+        _, said = second.communicate(timeout=200)
+        assert second.returncode == 2 and first.poll() is None
         (line,) = said.splitlines()
         assert "another process works on this job" in line and f"process {first.pid}" in line
+        first.kill()
         first.communicate(timeout=60)
-        assert first.returncode == 0 and verify_job(home / "job").ok
+        third = spawn(home, *words, SECONDS_A_SAMPLE="0")
+        third.communicate(timeout=200)
+        assert third.returncode == 0 and verify_job(home / "job").ok
 
     def test_ranks_share_and_know_their_own(self, home: Path) -> None:
+        """This process stands for rank 0 at work: no other may, and rank 1 does it all."""
+        (home / "job").mkdir()
+        lock = JobLock(home / "job")
+        lock.take_rank(0)
         words = (*WORDS, "--job", "job", "--engine", "torchrun")
-        both = [spawn(home, *words, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
-        holder = home / "job" / "lock"
-        while not holder.exists() or not holder.read_bytes():
-            time.sleep(0.01)
-        time.sleep(0.5)
-        twin = spawn(home, *words, RANK="0", WORLD_SIZE="2")
-        _, said = twin.communicate(timeout=60)
-        for process in both:
-            process.communicate(timeout=60)
-        assert [process.returncode for process in both] == [0, 0]
+        twin, other = [spawn(home, *words, RANK=rank, WORLD_SIZE="2") for rank in "01"]
+        _, said = twin.communicate(timeout=200)
+        other.communicate(timeout=200)
+        lock.close()
         assert twin.returncode == 2 and "works on this job as rank 0" in said
+        assert other.returncode == 0
         verdict = verify_job(home / "job")
         assert verdict.ok and len(read_manifest(home / "job").shards) == 13
 

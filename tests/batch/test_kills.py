@@ -194,5 +194,5 @@ def test_a_worker_killed(engine: str, home: Path, whole: Path) -> None:
                 break  # which nobody starts again: the other does it all
         statuses = job.end()
         assert 0 in statuses and statuses <= {0, -signal.SIGKILL}, job.log.read_text()
-        assert verify_job(home / "job").ok
-    _require_same(spec, whole)
+        assert not verify_job(home / "job").faults
+        _require_same(spec, whole)  # a rank may have died with a shard that no other could take

@@ -89,6 +89,7 @@ def test_alpha_minus_beta_is_one_up_to_rounding(alpha: float, beta: float) -> No
         (lambda: rules.ZBox(float("nan"), 1), "ZBox: low must be finite"),
         (lambda: rules.ZBox(0, torch.tensor(1j)), "ZBox: high must be finite real"),
         (lambda: rules.ZBox(torch.zeros(2), torch.ones(3)), "ZBox: low and high do not broadcast"),
+        (lambda: rules.Joint(epsilon=-1.0), "Joint: epsilon is -1.0"),
         (lambda: rules.Joint(pixel=rules.Epsilon()), "expected a ZBox and an AlphaBeta"),  # type: ignore[arg-type]
         (lambda: rules.Product("both"), "Product: mode is 'both'"),
         (lambda: rules.Norm(-1.0), "Norm: epsilon is -1.0"),

@@ -109,9 +109,7 @@ class Reduction(LinearPooling):
 
     def axes(self, node: Node, ndim: int) -> list[int]:
         """The axes that go, in order."""
-        axes = argument(node, 1, "dim", None)
-        axes = list(range(ndim)) if axes in (None, []) else [axes] if axes == 0 else axes
-        return sorted(axis % ndim for axis in ([axes] if isinstance(axes, int) else axes))
+        return sorted(axis % ndim for axis in argument(node, 1, "dim", None) or range(ndim))
 
     def adjoint(self, node: Node, s: Tensor, a: Tensor) -> Tensor:
         axes = self.axes(node, a.ndim)

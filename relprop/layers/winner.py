@@ -83,7 +83,7 @@ class MaxPooling(Winner):
             return super().relevance(step, (indices, shape), r, engine)
         options = [*self.options(node), argument(node, 5, "ceil_mode", False)]
         last = indices.is_contiguous(memory_format=torch.channels_last)
-        form = torch.channels_last if last and indices.shape[1] > 1 else torch.contiguous_format
+        form = torch.channels_last if last else torch.contiguous_format
         like = torch.empty(shape, dtype=r.dtype, device=r.device, memory_format=form)
         rows = [
             aten.max_pool2d_with_indices_backward(

@@ -60,7 +60,7 @@ class JointForm:
 
 
 def _layers(layer: Layer[Joint]) -> tuple[Layer[ZBox], Layer[Joint]]:
-    """The layer of the pixels alone, and that of the state, non-negative."""
+    """The layer of the pixels alone, and that of the state, as `_parts` gives it."""
     start, stop = layer.rule.span
     if "joint" not in layer.cache:
         own, others = layer.products.split(start, stop)
@@ -71,8 +71,7 @@ def _layers(layer: Layer[Joint]) -> tuple[Layer[ZBox], Layer[Joint]]:
     shapes[0][axis] = stop - start
     shapes[1][axis] = (shapes[1][axis] - stop + start) * (1 if layer.nonnegative else 2)
     pixels = Layer(layer.rule.pixel, made[0], None, torch.Size(shapes[0]), False, made[0].cache)
-    state = replace(layer, products=made[1], shape=torch.Size(shapes[1]), nonnegative=True)
-    return pixels, state
+    return pixels, replace(layer, products=made[1], shape=torch.Size(shapes[1]))
 
 
 def _parts(layer: Layer[Joint], state: Layer[Joint], a: Tensor) -> Tensors:

@@ -21,6 +21,7 @@ from relprop.backends.products import Products, float32_products
 from relprop.composites import Composite
 from relprop.errors import PlanningError
 from relprop.layers.base import quotient, unbroadcast
+from relprop.layers.windows import per_axis
 from relprop.maps import Conv, Dense
 from relprop.modes import neutral_modes
 from relprop.plan import Plan
@@ -328,6 +329,11 @@ def test_the_ratio_at_zero_is_the_slope() -> None:
     assert torch.equal(_ratio(torch.tanh(z), z), torch.tensor([1.0, torch.tanh(z)[1]]).double())
 
 
+def test_one_number_stands_for_every_axis() -> None:
+    assert per_axis(2, 3) == per_axis([2], 3) == [2, 2, 2]
+    assert per_axis((1, 2), 2) == [1, 2]
+
+
 def _smaller(x: Tensor, mode: str) -> Tensor:
     return F.interpolate(x[:, None, None], (1, 2), mode=mode, antialias=True)
 
@@ -363,6 +369,7 @@ SIGNS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "antialiased, signed": (lambda x: _smaller(x, "bilinear"), False),
     "antialiased, bicubic": (lambda x: _smaller(x.relu(), "bicubic"), False),
     "sampled": (lambda x: _sampled(x.relu(), "bilinear"), True),
+    "sampled, signed": (lambda x: _sampled(x, "bilinear"), False),
     "sampled, bicubic": (lambda x: _sampled(x.relu(), "bicubic"), False),
     "bicubic": (
         lambda x: F.interpolate(x.relu()[:, None, None], (2, 3), mode="bicubic"), False

@@ -37,8 +37,6 @@ ARGUED: dict[str, str] = {
         "readers are looked up by name for norms alone, and those before this one are done; "
         "their number, which later folds ask for, is the same"
     ),
-    "relprop/layers/winner.py:MaxPooling.relevance:comparison: indices.shape[1] > 1 → "
-    "indices.shape[1] >= 1": "one channel lies alike in memory in both formats",
     "relprop/layers/packed.py:_Moved.origin:sign: -1 → 1": (
         "the numbers are flattened before use, so that a unit axis may stay"
     ),

@@ -23,10 +23,8 @@ def flat_shape(shape: torch.Size, spatial: int) -> list[int]:
 
 def per_axis(value: Any, count: int) -> list[int]:
     """One number for each of `count` axes, given as one for all or as a list."""
-    if isinstance(value, int):
-        return [value] * count
-    items = list(value)
-    return items * count if len(items) == 1 and count > 1 else items
+    items = [value] if isinstance(value, int) else list(value)
+    return items * count if len(items) == 1 else items
 
 
 def window(node: Node) -> list[list[int]]:

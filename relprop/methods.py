@@ -172,7 +172,7 @@ def _by_name(name: str, options: dict[str, Any]) -> Method:
         return make(**options)
     near = difflib.get_close_matches(name, names(), n=3)
     if name not in composites.PRESETS and not name.startswith("lrp_"):
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
         raise InputError(f"method: no method is called {name!r}{hint} See relprop.methods.names()")
     composite = composites.from_name(name, **options)
     start = "relu" if name == "deep_taylor" else "output"

@@ -7,12 +7,13 @@ PIP_FLAGS ?=
 PY ?= .venv/bin/python
 STAMP ?= .venv/.installed
 
-.PHONY: help demo test mutants peers slow lint format bench bench-full bench-report figures train gpu kernels compile package clean
+.PHONY: help demo test mutants peers slow families lint format bench bench-full bench-report figures train gpu kernels compile package clean
 
 help:
 	@echo "make demo     explain real MNIST and Fashion-MNIST images with every method (out/demo)"
 	@echo "make test     the test suite, without the long tests"
 	@echo "make slow     the long tests: every family of networks"
+	@echo "make families twelve families of networks of those"
 	@echo "make mutants  faults put into the sources: each must fail a test"
 	@echo "make peers    Zennit's own tests, from its source package, on relprop's hooks"
 	@echo "make lint     formatting, ruff, mypy on an installed copy"
@@ -47,6 +48,12 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m slow --ignore tests/kernels
+
+FAMILIES = vgg11_bn or resnext50 or densenet121 or googlenet or inception or efficientnet_b0 or \
+    mobilenet_v2 or mobilenet_v3_small or shufflenet or regnet_y or mnasnet or convnext_tiny
+
+families: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m slow tests/test_families.py -k "$(FAMILIES)"
 
 mutants: $(STAMP)
 	$(PY) .ci/mutants.py

@@ -40,4 +40,11 @@ ARGUED: dict[str, str] = {
     "relprop/layers/packed.py:_Moved.origin:sign: -1 → 1": (
         "the numbers are flattened before use, so that a unit axis may stay"
     ),
+    "relprop/backends/forms/joint.py:_layers:flag: False → True": (
+        "the pixels' layer is asked for a box, which looks at no sign of its input"
+    ),
+    "relprop/layers/winner.py:Winner.forward:comparison: within <= torch.iinfo(torch.int32).max → "
+    "within < torch.iinfo(torch.int32).max": (
+        "differs for 2^31 - 1 positions alone; wider indices hold them too"
+    ),
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "sync_folder"]
+__all__ = ["remove_leftovers", "replacing", "sync_folder"]
 
 
 @contextmanager
@@ -33,6 +34,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of writers of `path` that were killed; none may be at work."""
+    for stale in path.parent.glob(f".{glob.escape(path.stem)}-*{path.suffix}"):
+        stale.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

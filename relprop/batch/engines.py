@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from relprop.atomic import remove_leftovers
 from relprop.batch.files import open_shard, present_shards
 from relprop.batch.locks import JobLock
 from relprop.batch.manifest import FILE, Manifest, Record, read_manifest, write_manifest
@@ -156,6 +157,7 @@ def _outcome(spec: JobSpec, explained: int, failed: int, missing: int, stopped: 
 def seal(folder: Path, lock: JobLock) -> Manifest:
     """Write into the manifest what the shards that are there hold; returns it."""
     with lock.making():
+        remove_leftovers(folder / FILE)
         manifest = read_manifest(folder)
         records: list[Record] = []
         for shard in sorted(present_shards(folder, manifest)):

@@ -23,7 +23,6 @@ __all__ = [
     "Writer",
     "open_shard",
     "present_shards",
-    "remove_leftovers",
     "require_sound",
     "shard_writer",
     "writing_shard",
@@ -95,14 +94,6 @@ def present_shards(folder: Path, manifest: Manifest) -> set[int]:
             continue
         found |= {names[name] for name in listing if name in names}
     return found
-
-
-def remove_leftovers(folder: Path, manifest: Manifest, shard: int) -> None:
-    """Remove half-written files that a killed worker left; the caller holds the shard's lock."""
-    path = folder / manifest.name(shard)
-    if path.parent.is_dir():
-        for stale in path.parent.glob(f".{path.stem}-*{path.suffix}"):
-            stale.unlink(missing_ok=True)
 
 
 def require_sound(folder: Path, manifest: Manifest, shard: int, quick: bool) -> Reader:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from relprop.atomic import remove_leftovers
 from relprop.batch.explaining import Explaining
 from relprop.batch.identity import environment_of, identity_of
 from relprop.batch.loading import Inputs, Loaded, Loader, Task
@@ -108,6 +109,7 @@ def made_manifest(prepared: Prepared, spec: JobSpec, folder: Path, lock: JobLock
         FileFormatError: its manifest is damaged.
     """
     with lock.making():
+        remove_leftovers(folder / FILE)
         if (folder / FILE).exists():
             manifest = read_manifest(folder)
             require_same(manifest, prepared.wanted, folder, spec.accept_versions)

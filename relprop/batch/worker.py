@@ -8,14 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from relprop.atomic import remove_leftovers
 from relprop.batch.feed import Feed
-from relprop.batch.files import (
-    Reader,
-    VanishedError,
-    present_shards,
-    remove_leftovers,
-    require_sound,
-)
+from relprop.batch.files import Reader, VanishedError, present_shards, require_sound
 from relprop.batch.loading import Task, windows
 from relprop.batch.locks import JobLock
 from relprop.batch.manifest import Manifest, Record
@@ -187,7 +182,7 @@ class Worker:
             if self._is_done(shard):
                 self.lock.drop_shard(shard)
                 continue
-            remove_leftovers(self.folder, self.manifest, shard)
+            remove_leftovers(self.folder / self.manifest.name(shard))
             first, stop = self.manifest.span(shard)
             yield from windows(first, stop, self.manifest.batch_size, shard)
 

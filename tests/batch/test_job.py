@@ -194,8 +194,10 @@ class TestResume:
     def test_half_written_files_go(self, job: Runs, folder: Path) -> None:
         shard_of(folder, 2).unlink()
         stale = shard_of(folder, 2).with_name(".shard-000002-abcd.safetensors")
-        stale.write_bytes(b"half")
-        assert job()[0] == 0 and not stale.exists()
+        manifest = folder / ".manifest-abcd.json"
+        for path in (stale, manifest):
+            path.write_bytes(b"half")
+        assert job()[0] == 0 and not stale.exists() and not manifest.exists()
 
     def test_the_batch_size_found_once_is_kept(self, job: Runs) -> None:
         _, folder = job(batch_size=None)

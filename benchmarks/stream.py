@@ -2,10 +2,13 @@
 
     python -m benchmarks.stream DATA               DATA as `relprop explain` takes it
     python -m benchmarks.stream DATA --record CSV
+    python -m benchmarks.stream DATA --workers 2 --rounds 3
 
 A machine's speed drifts, so job and loop take turns, shard by shard, each first every other time:
 the loop explains the samples of a shard in batches of the same size and keeps nothing; the job
-reads, explains and writes them.  Capture is not counted, and each round has a fresh folder.
+reads, explains and writes them.  Several workers take turns with the loop job by job; the loop has
+all threads of the process, the workers share them out.  Capture is not counted, and each round has
+a fresh folder.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 import relprop
@@ -25,6 +29,8 @@ from benchmarks.jobs import FreshJob, fresh_job
 from benchmarks.recording import environment, write_record
 from relprop.batch import JobSpec
 from relprop.batch.preparing import Prepared, prepare
+from relprop.batch.processes import run_processes
+from relprop.batch.status import Status, Stop
 from relprop.batch.worker import Tally
 from relprop.tables import table
 
@@ -111,6 +117,29 @@ def take_turns(job: FreshJob, loop: Callable[[Tensor], None], bare: Turns, own: 
     return tally
 
 
+def take_rounds(job: FreshJob, loop: Callable[[Tensor], None], bare: Turns, own: Turns) -> Tally:
+    """The loop over all samples, and a whole job by workers in processes of their own."""
+    read = job.prepared.source.read_slice
+    assert read is not None
+    spans = [job.manifest.span(shard) for shard in range(job.manifest.count)]
+    tally = Tally()
+
+    def run_loop() -> None:
+        torch.set_num_threads(job.spec.workers * int(job.manifest.environment["threads"]))
+        values = read(0, job.manifest.samples)
+        bare.time(lambda: [loop(values[first:stop]) for first, stop in spans])
+
+    def run_workers() -> None:
+        spec = replace(job.spec, job=str(job.folder))
+        tally.add(run_processes(spec, Status(job.manifest.samples, quiet=True), Stop()))
+        own.wall.append(tally.seconds)
+
+    turns = [run_loop, run_workers]
+    for turn in turns if len(bare.wall) % 2 == 0 else reversed(turns):
+        turn()
+    return tally
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write the record if asked."""
     given = arguments(argv)
@@ -118,12 +147,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepared = prepare(spec)
     loop = bare_loop(prepared, given.batch_size)
     bare, own, tally = Turns(), Turns(), Tally()
+    compare = take_turns if spec.workers == 1 else take_rounds
     with fresh_job(prepared, spec, samples=given.batch_size) as warm:
-        take_turns(warm, loop, Turns(), Turns())
+        compare(warm, loop, Turns(), Turns())
     with Memory() as memory:
         for _ in range(given.rounds):
             with fresh_job(prepared, spec) as job:
-                tally.add(take_turns(job, loop, bare, own))
+                tally.add(compare(job, loop, bare, own))
                 written = job.written() / job.manifest.samples
     ratios = [loop / job for loop, job in zip(bare.wall, own.wall, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
@@ -140,9 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "job_per_s": round(tally.samples / sum(own.wall), 1),
         "ratio": round(sum(bare.wall) / sum(own.wall), 3),
         "ratio_quartiles": f"{low:.3f} {middle:.3f} {high:.3f}",
-        "cpu_ratio": round(sum(bare.cpu) / sum(own.cpu), 3),
+        "cpu_ratio": round(sum(bare.cpu) / sum(own.cpu), 3) if own.cpu else "",
+        "workers": spec.workers,
         **{
-            f"{stage}_share": round(spent / sum(own.wall), 3) for stage, spent in tally.busy.items()
+            f"{stage}_share": round(spent / sum(own.wall) / spec.workers, 3)
+            for stage, spent in tally.busy.items()
         },
         "bytes_each": round(written, 1),
         "rss_mib_quarters": " ".join(str(seen >> 20) for seen in memory.quarters()),
@@ -167,6 +199,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", default="safetensors")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--reduce")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--record", type=Path, help="CSV file to write")
     return parser.parse_args(argv)

@@ -1,4 +1,9 @@
-"""Reading ahead of the explaining, in a thread or in processes."""
+"""Reading ahead of the explaining, in a thread or in processes; or between its batches.
+
+A thread beside explaining on a CPU gains nothing: the cores are busy, and the explaining threads,
+which wait for one another at every product, wait for the one that lost its core to reading (a
+quarter of the throughput of a small network on two cores).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,20 +34,20 @@ WATCH_SECONDS = 1.0
 
 
 class Feed:
-    """Reads batches ahead, in a thread or in processes, and hands them out in order.
+    """Reads batches and hands them out in order.
 
     A reading process that is killed is replaced, and what it had not delivered is read again.
 
     Args:
         load: reads one batch.
-        readers: processes; 0 is a thread of this one.
-        pin: copy batches into page-locked memory, for a GPU.
+        readers: processes that read ahead; 0 is a thread of this one, or none, on a CPU.
+        cuda: whether a GPU explains: batches are copied into page-locked memory.
     """
 
-    def __init__(self, load: Loader, readers: int, pin: bool) -> None:
-        self._load, self._readers, self._pin = load, readers, pin
+    def __init__(self, load: Loader, readers: int, cuda: bool) -> None:
+        self._load, self._readers, self._cuda = load, readers, cuda
         self._executor = self._start()
-        self._depth = AHEAD * max(1, readers)
+        self._depth = AHEAD * max(1, readers) if readers or cuda else 1
         self.restarts = 0
 
     def __call__(self, tasks: Iterator[Task]) -> Iterator[Loaded]:
@@ -59,7 +65,7 @@ class Feed:
                 pending = deque((task, self._submit(task)) for task, _ in pending)
                 continue
             pending.popleft()
-            yield self._pinned(loaded) if self._pin else loaded
+            yield self._pinned(loaded) if self._cuda else loaded
 
     def close(self) -> None:
         """End the readers."""
@@ -67,9 +73,7 @@ class Feed:
 
     def _start(self) -> Executor:
         if not self._readers:
-            executor = ThreadPoolExecutor(1, "relprop-read")
-            _keep_off_cores(executor.submit)
-            return executor
+            return ThreadPoolExecutor(1, "relprop-read") if self._cuda else _AtOnce()
         context = multiprocessing.get_context("fork")
         return ProcessPoolExecutor(self._readers, context, _begin_reader, (self._load,))
 
@@ -100,15 +104,13 @@ class Feed:
         )
 
 
-def _keep_off_cores(submit: Callable[[Callable[[], None]], Future[None]]) -> None:
-    """Let a thread beside the explaining one compute with one core alone.
+class _AtOnce(Executor):
+    """Does what is submitted before it returns."""
 
-    Two threads of a process have a team of OpenMP threads each, which wait for one another on the
-    same cores.  The number is a thread's own, but new threads start with the one set last.
-    """
-    threads = torch.get_num_threads()
-    submit(lambda: torch.set_num_threads(1)).result()
-    torch.set_num_threads(threads)
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
 
 
 _LOADER: list[Loader] = []

@@ -38,7 +38,8 @@ class JobSpec:
         summary: what is summed up while streaming, see `relprop.batch.summaries`.
         maps: whether relevance is stored at all.
         engine, workers: "local", "torchrun" or "ray", and how many processes.
-        readers: processes that read and decode for one worker; 0 is a thread, None chooses.
+        readers: processes that read and decode for one worker; None chooses; 0 reads
+            in a thread beside a GPU, between the batches on a CPU.
         threads: of one worker on a CPU; None shares the cores out.
         quick: on a rerun trust the size of a shard that is there, not its checksum.
         accept_versions: go on in a folder that other versions began.

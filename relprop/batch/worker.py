@@ -1,4 +1,4 @@
-"""One worker: shards in turn, read ahead, explained, written behind."""
+"""One worker: shards in turn, read, explained, written behind."""
 
 from __future__ import annotations
 

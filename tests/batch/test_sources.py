@@ -44,7 +44,7 @@ class TestSafetensors:
         with pytest.raises(FileFormatError, match="not a readable safetensors file"):
             job(data="bad.safetensors")
 
-    def test_a_name_that_is_not_there(self) -> None:
+    def test_a_name_that_is_not_there(self, home: Path) -> None:
         save_file({"a": torch.zeros(2, 2), "b": torch.zeros(3, 2)}, "two.safetensors")
         with pytest.raises(InputError, match="a, b; pick one with --array"):
             open_source("two.safetensors", SourceOptions())

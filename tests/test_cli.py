@@ -449,6 +449,17 @@ class TestHostileFiles:
         (line,) = lines_of(capsys)
         assert "first, second" in line and "--array" in line
 
+    @pytest.mark.parametrize("named", ["x.npy", "mnist:sample", "photos"])
+    def test_no_arrays_to_pick_from(
+        self, named: str, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        np.save(tmp_path / "x.npy", np.zeros((2, 3)))
+        (tmp_path / "photos").mkdir()
+        data = named if ":" in named else tmp_path / named
+        assert explain(MODEL, data, "--array", "x", "--out", out) == 2
+        (line,) = lines_of(capsys)
+        assert "nothing for --array to pick from" in line
+
 
 class TestModels:
     def test_code_needs_trust(

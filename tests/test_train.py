@@ -286,6 +286,8 @@ def test_what_the_command_refuses(tmp_path, capsys):
         (("lenet", "mnist_maj"), "lenet: 12 steps of width 7"),
         (("conv_r_lstm", "all"), "no pair of the study; name both"),
         (("lenet", "mnist", "--epochs", 0), "expected a seed of 0 or more; epochs"),
+        (("lenet", "mnist", "--jobs", 0), "--jobs 0 --threads 0: expected"),
+        (("lenet", "mnist", "--threads", -1), "--jobs 1 --threads -1: expected"),
         (("lenet", "mnist", "--data", tmp_path), "MNIST, split 'train': not found in"),
     ):
         assert run(*words, "--out", tmp_path / "out", "--device", "cpu") == 2

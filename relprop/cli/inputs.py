@@ -20,6 +20,9 @@ from relprop.errors import FileFormatError, InputError, RelpropError
 
 __all__ = ["open_source"]
 
+NAMED_SUFFIXES = (".npz", ".safetensors", ".parquet")
+"""Files of several arrays or columns, of which `--array` picks one."""
+
 MODULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -47,6 +50,8 @@ def open_source(spec: str, options: SourceOptions) -> Source:
     path = Path(spec)
     if path.is_dir():
         return _folder(path, options)
+    if options.array is not None and path.suffix.lower() not in NAMED_SUFFIXES:
+        raise _no_names(spec)
     if MODULE.fullmatch(spec) and not os.path.lexists(path):
         from relprop.batch.sources import named_dataset
 
@@ -77,12 +82,21 @@ def open_source(spec: str, options: SourceOptions) -> Source:
     return open_idx(path, options)
 
 
+def _no_names(spec: str) -> InputError:
+    return InputError(
+        f"{printable(spec)}: there is nothing for --array to pick from: only "
+        f"{', '.join(NAMED_SUFFIXES)} and folders of tables name their arrays; drop it"
+    )
+
+
 def _data_set(name: str, split: str, options: SourceOptions) -> Source:
     if options.labels is not None or options.preprocess != Preprocess():
         raise InputError(
             f"{name}: a data set brings its own labels and normalisation; drop --labels, --mean, "
             "--std, --resize and --crop"
         )
+    if options.array is not None:
+        raise _no_names(name)
     images, labels = data.sample(name) if split == "sample" else data.load(name, split)
     names = Numbered(f"{name}-{split}", len(images))
     each, together = images.__getitem__, lambda start, stop: images[start:stop]
@@ -102,6 +116,8 @@ def _folder(folder: Path, options: SourceOptions) -> Source:
             for file in sorted(files)
             if Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
         ]
+    if options.array is not None:
+        raise _no_names(str(folder))
     if not paths:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
         raise FileFormatError(f"{printable(folder)}: no image files in this folder ({kinds})")

@@ -79,6 +79,11 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def run_train(arguments: argparse.Namespace) -> int:
     """`relprop train`: 0 if every pair reached the accepted accuracy, else 1."""
+    if arguments.jobs < 1 or arguments.threads < 0:
+        raise InputError(
+            f"--jobs {arguments.jobs} --threads {arguments.threads}: expected --jobs of 1 or more, "
+            "and --threads of 0 (torch's default) or more"
+        )
     pairs = _pairs(arguments)
     if len(pairs) > 1 and arguments.jobs > 1:
         with ThreadPoolExecutor(arguments.jobs) as pool:

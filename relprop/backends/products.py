@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from relprop.backends import blockwise
 from relprop.backends.onednn import fused_adjoint, rectified_contraction, turned, turns
 from relprop.backends.pointwise import new_like
 from relprop.maps import Conv, Dense, LinearMap
@@ -44,8 +46,9 @@ class Products:
         w: its weight, float32 or float64.
         precision: see `relprop.backends.LinearCall`.
         cache: keeps derived weights; they are functions of `w` alone.
-        rows: how many input vectors a product takes; below `FEW_ROWS` it costs less than bringing
-            the weight to bfloat16.
+        rows: how many input vectors a product takes, where derived weights are not kept: below
+            `FEW_ROWS` it costs less than bringing the weight to bfloat16, and parts of a large
+            weight are made block by block.  None where they are kept.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class Products:
         narrow = precision == "medium" and w.dtype is not torch.float64
         narrow = narrow and (rows is None or rows >= FEW_ROWS)
         self.dtype = torch.bfloat16 if narrow else w.dtype
+        dense = isinstance(linear_map, Dense) and w.device.type == "cpu"
+        self._in_blocks = dense and not narrow and rows is not None and w.numel() > blockwise.BLOCK
 
     @property
     def widens(self) -> bool:
@@ -100,7 +105,7 @@ class Products:
             return self.w
         key = ("weight", part, self.dtype, backwards)
         if key not in self.cache:
-            weight = self._part(part).to(self.dtype)
+            weight = self._part(part, self.w).to(self.dtype)
             if backwards:
                 assert isinstance(self.map, Conv)
                 weight = turned(self.map, weight)
@@ -108,15 +113,15 @@ class Products:
         found: Tensor = self.cache[key]
         return found
 
-    def _part(self, part: Modifier | _Stack) -> Tensor:
+    def _part(self, part: Modifier | _Stack, w: Tensor) -> Tensor:
         if isinstance(part, Modifier):
-            return modified(part, self.w)
+            return modified(part, w)
         axis = 1 if isinstance(self.map, Conv) and self.map.transposed else 0
         halves = [
-            modified(half, self.w) if scale == 1 else modified(half, self.w).mul_(scale)
+            modified(half, w) if scale == 1 else modified(half, w).mul_(scale)
             for half, scale in zip(part.parts, part.scales, strict=True)
         ]
-        return torch.cat(halves, axis)
+        return torch.cat(halves, axis) if len(halves) > 1 else halves[0]
 
     @property
     def _stacks(self) -> bool:
@@ -124,6 +129,8 @@ class Products:
 
         Groups would interleave them, and on a CPU two contiguous results are the faster ones.
         """
+        if self._in_blocks:
+            return False
         return not isinstance(self.map, Conv) or (self.map.groups == 1 and self.w.is_cuda)
 
     def contraction(
@@ -137,7 +144,11 @@ class Products:
 
         With `rectify` the larger of that and 0.
         """
-        a, weight = a.to(self.dtype), self.weight(part)
+        a = a.to(self.dtype)
+        if self._in_blocks and part != IDENTITY:
+            z = blockwise.contraction(a, self.w, partial(self._part, part), b)
+            return z.relu_() if rectify else z
+        weight = self.weight(part)
         exact = self.dtype is self.w.dtype
         if exact and rectify and isinstance(self.map, Conv):
             fused = rectified_contraction(self.map, a, weight, b)
@@ -176,7 +187,10 @@ class Products:
         """
         s = s.to(self.dtype)
         if not isinstance(self.map, Conv):
-            result = self.map.adjoint(s, self.weight(part), shape).to(self.w.dtype)
+            if self._in_blocks and part != IDENTITY:
+                result = blockwise.adjoint(s, self.w, partial(self._part, part))
+            else:
+                result = self.map.adjoint(s, self.weight(part), shape).to(self.w.dtype)
             return result if times is None else result.mul_(times)
         rows = torch.Size((s.shape[0] * s.shape[1], *shape[1:]))
         flat = s.flatten(0, 1)

@@ -137,12 +137,17 @@ class LinearWork:
     def moved(self) -> int:
         """Bytes read or written at least: a, W, z in both passes, R in and R out."""
         own = self.a.nbytes + self.w.nbytes + self._z.nbytes
-        return 2 * own + self.targets * (self.a.nbytes + self._z.nbytes)
+        return 2 * own + self.passing
 
     @property
     def held(self) -> int:
         """Bytes kept from the forward to the relevance pass."""
         return self.a.nbytes
+
+    @property
+    def passing(self) -> int:
+        """Bytes of relevance that come in and go out, of every target."""
+        return self.targets * (self.a.nbytes + self._z.nbytes)
 
     @property
     def _z(self) -> Tensor:
@@ -201,6 +206,12 @@ class LstmWork:
         vectors = self.inputs + 3 * self.hidden
         return self.steps * self.batch * vectors * self.like.element_size()
 
+    @property
+    def passing(self) -> int:
+        """Bytes of relevance that come in and go out, of every target."""
+        rows = self.targets * self.steps * self.batch
+        return rows * (self.inputs + self.hidden) * self.like.element_size()
+
     def library(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """The products of the forward and of the relevance pass by the library, each a call."""
         new, rows = self.like.new_ones, self.batch * self.targets
@@ -257,6 +268,16 @@ class Work:
     def held(self) -> int:
         """Bytes kept from the forward to the relevance pass."""
         return sum(item.held for item in self.items)
+
+    @property
+    def least(self) -> int:
+        """Bytes that must be there at once: at a layer, in the relevance pass, what it and those
+        before it kept, and the relevance of all targets that comes in and goes out."""
+        kept, most = 0, 0
+        for item in self.items:
+            kept += item.held
+            most = max(most, kept + item.passing)
+        return most
 
     @property
     def counts(self) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 A cell is one curve: its points are variants, timed in turn.  Exponents are fitted from the records,
 see `benchmarks.report`, and compared with those of the arithmetic: of the multiply-adds that the
-products need and of the bytes that must be held between the two passes.
+products need and of the bytes that must be there at once.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ def _curve(axis: str, points: Sequence[int], method: Any, curve: Curve) -> Workl
             "multiplications": needed.multiplications,
             "moved_bytes": needed.moved,
             "held_bytes": needed.held,
+            "least_bytes": needed.least,
         }
         for library, explain in _explainers(axis, subject.model, method).items():
             variants.append(

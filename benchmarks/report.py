@@ -161,7 +161,7 @@ def fits(rows: Rows) -> list[dict[str, object]]:
         }  # fmt: skip
         for name, measured, needed in (
             ("time", "median_s", "multiplications"),
-            ("memory", "peak_bytes", "held_bytes"),
+            ("memory", "peak_bytes", "least_bytes"),
         ):
             own = exponent(x, [float(row[measured]) for row in points])
             arithmetic = exponent(x, [float(row[needed]) for row in points])
@@ -174,7 +174,7 @@ def fits(rows: Rows) -> list[dict[str, object]]:
 def growth_table(rows: Rows) -> str:
     """The exponents as a Markdown table."""
     head = ("axis", "model", "method", "who", "points", "time grows as", "multiply-adds as",
-            "memory grows as", "tensors to hold as", "above the arithmetic")  # fmt: skip
+            "memory grows as", "bytes needed at once as", "above the arithmetic")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for line in fits(rows):
         flags = [name for name in ("time", "memory") if line[f"{name} flag"]]

@@ -305,6 +305,7 @@ def test_work_of_a_transposed_convolution_and_of_a_dense_layer() -> None:
 def test_work_of_an_lstm_by_hand() -> None:
     work = LstmWork(steps=3, batch=2, inputs=4, hidden=5, like=torch.zeros(()), targets=2)
     assert work.multiplications == 3 * 2 * 5 * (4 + 5) * (4 + 2)
+    assert Work([work]).least == 4 * 3 * 2 * (4 + 3 * 5 + 2 * (4 + 5))
     Work([work])()
 
 
@@ -338,6 +339,8 @@ def test_the_work_of_a_model_counts_every_layer_that_relevance_crosses() -> None
     expected = [6 * n * p for n, p in zip(per_sample, products, strict=True)]
     assert [item.multiplications for item in work.items] == expected
     assert work.held == 4 * 6 * (3 * 16 + 8 * 16 + 16)
+    # most are there at the second layer: its input and the first's, two targets' relevance
+    assert work.least == 4 * 6 * (3 * 16 + 8 * 16 + 2 * (8 * 16 + 16))
     assert work.counts == (5, 4)
     work()
 

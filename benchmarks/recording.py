@@ -111,8 +111,8 @@ def merge(path: Path, cell: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Put a cell's rows into a record, in place of those of the same cell, device and threads."""
     here = (cell, str(rows[0]["device"]), str(rows[0]["threads"]))
     kept = [r for r in read([path]) if (r["cell"], r["device"], r["threads"]) != here]
-    written = [{key: _text(row.get(key, "")) for key in FIELDS} for row in rows]
-    write_record(path, [*kept, *written])
+    whole = [*kept, *rows]  # what an older record lacks stays empty
+    write_record(path, [{key: _text(row.get(key, "")) for key in FIELDS} for row in whole])
 
 
 def _text(value: Any) -> str:

@@ -146,7 +146,7 @@ def fits(rows: Rows) -> list[dict[str, object]]:
     """For each curve and library: exponents of time and memory, the arithmetic's, and flags."""
     curves: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if row["level"] == "growth" and row["status"] == "ok":
+        if row["level"] == "growth" and row["status"] == "ok" and row.get("least_bytes"):
             key = (row["axis"], row["workload"], row["method"], row["library"])
             curves.setdefault(key, []).append(row)
     found: list[dict[str, object]] = []

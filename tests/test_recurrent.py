@@ -227,6 +227,30 @@ def test_two_thousand_steps_in_float32(kind: str, epsilon: float) -> None:
     assert found.abs().sum() < 1e4 * r.abs().sum()
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_relevance_that_decays_ends_in_zeros(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in subnormal numbers, with which a CPU's products take forty times as long."""
+    layer, product = module(kind, dtype=torch.float32), torch.mm
+    sizes: list[Tensor] = []
+
+    def watched(a: Tensor, b: Tensor) -> Tensor:
+        sizes.append(a.abs())
+        return product(a, b)
+
+    monkeypatch.setattr(torch, "mm", watched)
+    case = Case(kind, dtype=torch.float32)
+    case.layer, x, r = layer, torch.randn(400, 2, INPUTS), torch.zeros(400, 2, HIDDEN)
+    r[-1] = layer(x)[0][-1].detach()
+    found = case.call(Recurrent(), x=x, relevance=r)
+    seen = torch.stack(sizes)
+    assert len(seen) == 400 and (seen[-1] == 0).all() and (seen[:50] > 0).any()
+    assert not ((seen > 0) & (seen < torch.finfo(torch.float32).tiny)).any()
+    double = Case(kind, bidirectional=False)
+    double.layer = layer.double()
+    exact = double.call(Recurrent(), x=x.double(), relevance=r.double())
+    assert_close(found.double(), exact, rtol=1e-3, atol=1e-6 * exact.abs().max().item())
+
+
 @pytest.mark.parametrize("epsilon", [1e-6, 0.0])
 def test_saturated_gates(epsilon: float) -> None:
     case = Case("lstm")

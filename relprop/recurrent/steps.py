@@ -12,6 +12,7 @@ from torch import Tensor
 
 from relprop import backends
 from relprop.backends import LinearCall
+from relprop.backends.pointwise import without_subnormals
 from relprop.maps import Dense
 from relprop.recurrent.layout import candidate_rule
 from relprop.recurrent.reduced import Inflow, Outflow, _join
@@ -50,7 +51,9 @@ class _Steps:
         for t in reversed(range(self.count)):
             if r_c is not None and self.inflow.cells is not None:
                 _join(r_c, self.inflow.cells, last, t, self.count)
-            self.r_x[t], r_h, r_c = self.step(t, above[t] + r_h, r_c)
+            if r_c is not None:
+                without_subnormals(r_c)
+            self.r_x[t], r_h, r_c = self.step(t, without_subnormals(above[t] + r_h), r_c)
         return Outflow(self.r_x, r_h, r_c)
 
     def initial_cells(self) -> Tensor | None:

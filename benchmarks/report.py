@@ -189,21 +189,21 @@ def growth_table(rows: Rows) -> str:
 
 
 def origin(rows: Rows) -> list[str]:
-    """Where and how rows were measured, a line for each way."""
-    ways: dict[tuple[str, ...], list[Row]] = {}
+    """Where and how rows were measured, a line for each machine and set of versions."""
+    places: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        command = row["command"].partition(" --budget")[0]
-        key = (row["device"], row["threads"], row["versions"], command)
-        ways.setdefault(key, []).append(row)
+        places.setdefault((row["device"], row["threads"], row["versions"]), []).append(row)
     lines = []
-    for (device, threads, versions, command), some in ways.items():
+    for (device, threads, versions), some in places.items():
         days = sorted({row["time"][:10] for row in some})
-        commits = sorted({row["commit"] for row in some})
         when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-        lines.append(
-            f"{when}, {device}, {threads} threads; {versions}; commit {', '.join(commits)}; "
-            f"`{command}`"
+        commits: dict[str, set[str]] = {}
+        for row in some:
+            commits.setdefault(row["command"].partition(" --budget")[0], set()).add(row["commit"])
+        how = "; ".join(
+            f"commit {', '.join(sorted(own))}, `{command}`" for command, own in commits.items()
         )
+        lines.append(f"{when}, {device}, {threads} threads; {versions}; {how}")
     return lines
 
 

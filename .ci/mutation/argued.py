@@ -43,6 +43,9 @@ ARGUED: dict[str, str] = {
     "relprop/backends/forms/joint.py:_layers:flag: False → True": (
         "the pixels' layer is asked for a box, which looks at no sign of its input"
     ),
+    "relprop/backends/blockwise.py:<module>:constant: 20 → 21": (
+        "how large a block is: another size gives the same sums"
+    ),
     "relprop/layers/winner.py:Winner.forward:comparison: within <= torch.iinfo(torch.int32).max → "
     "within < torch.iinfo(torch.int32).max": (
         "differs for 2^31 - 1 positions alone; wider indices hold them too"

@@ -57,8 +57,7 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.add_argument("task", help="see above")
     recipe = Recipe()
     command.add_argument("--seed", type=int, default=recipe.seed, help="(%(default)s)")
-    planned = ", ".join(f"{count} for {task}" for task, count in EPOCHS.items())
-    command.add_argument("--epochs", type=int, help=f"most ({planned})")
+    command.add_argument("--epochs", type=int, default=EPOCHS, help="most (%(default)s)")
     command.add_argument("--batch-size", type=int, default=recipe.batch, help="(%(default)s)")
     command.add_argument("--lr", type=float, default=recipe.rate, help="at first (%(default)s)")
     command.add_argument(
@@ -144,7 +143,7 @@ SPLITS = ("train", "validation", "test")
 def _recipe(arguments: argparse.Namespace, task: str) -> Recipe:
     return Recipe(
         arguments.seed,
-        EPOCHS[task] if arguments.epochs is None else arguments.epochs,
+        arguments.epochs,
         arguments.batch_size,
         arguments.lr,
         ACCEPTED[task],

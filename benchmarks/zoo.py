@@ -69,12 +69,10 @@ def randomised(family: Family, plain: bool = False) -> nn.Module:
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     _randomise(name, parameter, plain)
-        _settle(model, family)
+        _settle(model, family, plain)
         for name, buffer in model.named_buffers():
             if name.endswith("running_var"):
                 buffer.mul_(torch.empty_like(buffer).uniform_(0.8, 1.25))
-            elif name.endswith("running_mean") and plain:
-                buffer.zero_()
     return model.requires_grad_(False)
 
 
@@ -88,16 +86,21 @@ def _randomise(name: str, parameter: nn.Parameter, plain: bool) -> None:
         nn.init.kaiming_normal_(parameter, nonlinearity="relu")
 
 
-def _settle(model: nn.Module, family: Family) -> None:
-    """Batch norms take the statistics of one batch."""
+def _settle(model: nn.Module, family: Family, plain: bool) -> None:
+    """Batch norms take the statistics of one batch, around a mean of 0 if `plain`."""
+
+    def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].transpose(0, 1).flatten(1)
+        mean = torch.zeros_like(x[:, 0]) if plain else x.mean(1)
+        norm.get_buffer("running_mean").copy_(mean)
+        norm.get_buffer("running_var").copy_((x - mean.unsqueeze(1)).square().mean(1))
+
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train().momentum = 1.0
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     args, kwargs = family.inputs(torch.float32, batch=8)
     model(*args, **kwargs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval().momentum = momentum
+    for hook in hooks:
+        hook.remove()
 
 
 def _torchvision(name: str, module: str = "", **options: Any) -> Callable[[], nn.Module]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -19,6 +21,7 @@ from relprop.cli import main
 from relprop.errors import FileFormatError, InputError
 from relprop.models import study
 from relprop.models.study import training as fitting
+from relprop.models.study.layers import Dropout, convolution
 from relprop.models.training import Recipe, Training, accuracy_on
 
 RECIPE = Recipe(seed=3, epochs=4, batch=32, rate=1e-3)
@@ -36,6 +39,22 @@ class Small(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         h = torch.relu(self.inner(images.flatten(1)))
         logits: Tensor = self.outer(nn.functional.dropout(h, 0.3, self.training))
+        return logits
+
+
+class Convolving(nn.Module):
+    """A convolution, whose weight may lie channels last, and the study's own dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = convolution(1, 6, 5)
+        self.more = convolution(6, 6, 5)
+        self.drop = Dropout()
+        self.outer = nn.Linear(6 * 28 * 28, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.more(torch.relu(self.maps(images))).relu()
+        logits: Tensor = self.outer(self.drop.begin(maps)(maps).flatten(1))
         return logits
 
 
@@ -59,13 +78,25 @@ def without_seconds(log: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: value for key, value in entry.items() if key != "seconds"} for entry in log]
 
 
-def test_a_resumed_training_is_the_uninterrupted_one(tmp_path, tasks):
-    whole = Training(Small, tmp_path / "whole", RECIPE)
+COMPILED = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants g++")
+
+
+@pytest.mark.parametrize(
+    ("make", "recipe"),
+    [
+        (Small, RECIPE),
+        (Convolving, replace(RECIPE, mixed=True)),
+        pytest.param(Convolving, replace(RECIPE, mixed=True, compiled=True), marks=COMPILED),
+    ],
+    ids=["plain", "mixed", "compiled"],
+)
+def test_a_resumed_training_is_the_uninterrupted_one(tmp_path, tasks, make, recipe):
+    whole = Training(make, tmp_path / "whole", recipe)
     while not whole.finished:
         whole.epoch(tasks["train"], tasks["validation"])
     for _ in range(4):
         torch.rand(7)  # what is drawn in between does not matter
-        pieces = Training(Small, tmp_path / "pieces", RECIPE)
+        pieces = Training(make, tmp_path / "pieces", recipe)
         pieces.epoch(tasks["train"], tasks["validation"])
     assert pieces.finished
     expected = state_of(whole)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +68,12 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         default=recipe.patience,
         help="stop after so many epochs without a gain, once accepted (%(default)s)",
     )
+    command.add_argument(
+        "--compile", action="store_true", help="through torch.compile; wants a C++ compiler"
+    )
+    command.add_argument(
+        "--mixed", action="store_true", help="products in bfloat16, weights in float32"
+    )
     command.add_argument("--data", metavar="FOLDER", help="where the data sets' files are")
     command.add_argument("--out", metavar="FOLDER", default="out/train", help="(%(default)s)")
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; cuda where it is")
@@ -83,6 +91,9 @@ def run_train(arguments: argparse.Namespace) -> int:
             f"--jobs {arguments.jobs} --threads {arguments.threads}: expected --jobs of 1 or more, "
             "and --threads of 0 (torch's default) or more"
         )
+    compilers = os.environ.get("CXX", ""), "g++", "clang++"
+    if arguments.compile and not any(map(shutil.which, compilers)):
+        raise InputError("--compile: no C++ compiler found (g++, clang++, $CXX); install one")
     pairs = _pairs(arguments)
     if len(pairs) > 1 and arguments.jobs > 1:
         with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -148,6 +159,8 @@ def _recipe(arguments: argparse.Namespace, task: str) -> Recipe:
         arguments.lr,
         ACCEPTED[task],
         arguments.patience,
+        arguments.compile,
+        arguments.mixed,
     )
 
 
@@ -180,5 +193,6 @@ def _in_a_process(arguments: argparse.Namespace, pair: tuple[str, str]) -> int:
     for flag in flags:
         value = getattr(arguments, flag)
         words += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
-    words += [f"--{flag}" for flag in ("restart", "quiet", "debug") if getattr(arguments, flag)]
+    switches = ("compile", "mixed", "restart", "quiet", "debug")
+    words += [f"--{flag}" for flag in switches if getattr(arguments, flag)]
     return subprocess.run(words).returncode

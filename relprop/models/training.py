@@ -41,6 +41,8 @@ class Recipe:
         rate: Adam's first learning rate.
         accepted: validation accuracy, 0 to 1, below which training does not stop early.
         patience: epochs without a gain after which it does.
+        compiled: train the network as torch.compile makes it, channels last; wants a C++ compiler.
+        mixed: products in bfloat16 (torch.autocast), weights and their steps in float32.
     """
 
     seed: int = 0
@@ -49,6 +51,8 @@ class Recipe:
     rate: float = 1e-3
     accepted: float = 0.0
     patience: int = 5
+    compiled: bool = False
+    mixed: bool = False
 
     def __post_init__(self) -> None:
         whole = self.seed >= 0 and min(self.epochs, self.batch, self.patience) >= 1
@@ -93,6 +97,10 @@ class Training:
     def __post_init__(self) -> None:
         with _seeded(1000 * self.recipe.seed, self.device):
             self.model = self.make().to(self.device)
+        self.network: Callable[[Tensor], Tensor] = self.model
+        if self.recipe.compiled:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network = torch.compile(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), self.recipe.rate, fused=True)
         self.log: list[dict[str, float]] = []
         self.best_state = self._copied_state()
@@ -165,7 +173,9 @@ class Training:
             images, labels, _ = task.batch(chosen)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate(number - 1 + step / len(order))
-            loss = pseudo_class_loss(self.model(images), labels)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.mixed):
+                logits = self.network(images)
+            loss = pseudo_class_loss(logits.float(), labels)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
@@ -177,7 +187,10 @@ class Training:
         return self.recipe.rate * 0.5 * (1 + math.cos(math.pi * epochs_done / self.recipe.epochs))
 
     def _copied_state(self) -> dict[str, Tensor]:
-        return {key: x.detach().cpu().clone() for key, x in self.model.state_dict().items()}
+        return {
+            key: x.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, x in self.model.state_dict().items()
+        }
 
     def _save(self) -> None:
         tensors = {f"model.{key}": x for key, x in self._copied_state().items()}
@@ -185,7 +198,9 @@ class Training:
         for key, parameter in self.model.named_parameters():
             # a parameter that got no gradient has no moments yet
             moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"{name}.{key}": moments[name].cpu() for name in MOMENTS if moments}
+            tensors |= {
+                f"{name}.{key}": moments[name].cpu().contiguous() for name in MOMENTS if moments
+            }
         facts = {"recipe": asdict(self.recipe), "facts": dict(self.facts), "log": self.log}
         with replacing(self.checkpoint) as temporary:
             save_file(tensors, temporary, metadata={"training": json.dumps(facts)})
@@ -210,7 +225,7 @@ class Training:
 
     def _refuse_other(self, kept: Mapping[str, Any]) -> None:
         own = {**asdict(self.recipe), **self.facts}
-        found = {**kept["recipe"], **kept["facts"]}
+        found = {**asdict(Recipe()), **kept["recipe"], **kept["facts"]}
         wrong = [f"{key} {found.get(key)!r}, now {own[key]!r}" for key in own
                  if found.get(key) != own[key]]  # fmt: skip
         if wrong:
@@ -222,9 +237,10 @@ class Training:
     def _restore_moments(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
         for key, parameter in self.model.named_parameters():
             if key in moments["step"]:
-                self.optimizer.state[parameter] = {
-                    name: moments[name][key].to(self.device) for name in MOMENTS
-                }
+                kept = {name: moments[name][key].to(self.device) for name in MOMENTS}
+                for name in MOMENTS[1:]:  # the fused step wants them to lie as the parameter does
+                    kept[name] = torch.empty_like(parameter).copy_(kept[name])
+                self.optimizer.state[parameter] = kept
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

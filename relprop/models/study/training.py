@@ -103,6 +103,8 @@ def _finish(training: Training, test: Task) -> dict[str, Any]:
         "seed": recipe.seed,
         "batch": recipe.batch,
         "learning_rate": recipe.rate,
+        "compiled": recipe.compiled,
+        "mixed": recipe.mixed,
         "seconds": round(sum(entry["seconds"] for entry in training.log)),
         "device": training.device.type,
         "torch": str(torch.__version__),

@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the chosen mutants and stop")
     parser.add_argument("--all", nargs="+", metavar="FILE", help="every mutant of these sources")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
-    parser.add_argument("--seconds", type=float, default=12.0, help="of tests for each mutant")
+    parser.add_argument("--share", type=float, default=0.07, help="of all tests for each mutant")
     options = parser.parse_args()
     every = generate(PROJECT)
     picked = [m for f, n in PROJECT.sources.items() for m in chosen(every[f], n)]
@@ -85,7 +85,7 @@ def main() -> int:
         print("\n".join(m.shown for m in picked))
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return gate(PROJECT, picked, every, ARGUED, options.jobs, options.seconds)
+    return gate(PROJECT, picked, every, ARGUED, options.jobs, options.share)
 
 
 def generate(project: Project) -> dict[str, list[Mutant]]:
@@ -102,7 +102,7 @@ def gate(
     every: Mapping[str, Sequence[Mutant]],
     argued: Mapping[str, str],
     jobs: int,
-    seconds: float,
+    share: float,
 ) -> int:
     """Run the chosen mutants and print what became of them; returns the exit status."""
     start = time.monotonic()
@@ -115,7 +115,7 @@ def gate(
     print(f"{len(known.seconds)} tests, {timed}; {len(picked)} mutants", flush=True)
     found = []
     open_ = [m for m in picked if m.name not in argued]
-    for outcome in outcomes(project, open_, known, jobs, seconds):
+    for outcome in outcomes(project, open_, known, jobs, share):
         found.append(outcome)
         if outcome.state != "killed":
             print(f"{outcome.state}: {outcome.mutant.shown}", flush=True)

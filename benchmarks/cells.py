@@ -156,7 +156,7 @@ def _floor(
         "multiplications": work.multiplications,
         "moved_bytes": work.moved,
         "held_bytes": work.held,
-        "least_bytes": work.least,
+        "at_once_bytes": work.at_once,
         "x_floor": row["median_s"] / variant.samples / least,
     }
 

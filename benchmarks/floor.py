@@ -270,7 +270,7 @@ class Work:
         return sum(item.held for item in self.items)
 
     @property
-    def least(self) -> int:
+    def at_once(self) -> int:
         """Bytes that must be there at once: at a layer, in the relevance pass, what it and those
         before it kept, and the relevance of all targets that comes in and goes out."""
         kept, most = 0, 0

@@ -106,7 +106,7 @@ def _curve(axis: str, points: Sequence[int], method: Any, curve: Curve) -> Workl
             "multiplications": needed.multiplications,
             "moved_bytes": needed.moved,
             "held_bytes": needed.held,
-            "least_bytes": needed.least,
+            "at_once_bytes": needed.at_once,
         }
         for library, explain in _explainers(axis, subject.model, method).items():
             variants.append(

@@ -25,7 +25,7 @@ FIELDS = (
     "level", "cell", "workload", "method", "library", "precision", "status", "batch", "size",
     "axis", "value", "explanations_per_s", "median_s", "spread", "rounds", "x_gradient", "x_floor",
     "floor_products_s", "floor_bytes_s", "contractions", "adjoints", "multiplications",
-    "moved_bytes", "held_bytes", "least_bytes", "peak_bytes", "x_gradient_peak", "error",
+    "moved_bytes", "held_bytes", "at_once_bytes", "peak_bytes", "x_gradient_peak", "error",
     "tolerance", "note", "device", "threads", "versions", "commit", "time", "command",
 )  # fmt: skip
 """The columns of every record; README.md says what they mean."""

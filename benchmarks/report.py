@@ -146,7 +146,7 @@ def fits(rows: Rows) -> list[dict[str, object]]:
     """For each curve and library: exponents of time and memory, the arithmetic's, and flags."""
     curves: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if row["level"] == "growth" and row["status"] == "ok" and row.get("least_bytes"):
+        if row["level"] == "growth" and row["status"] == "ok":
             key = (row["axis"], row["workload"], row["method"], row["library"])
             curves.setdefault(key, []).append(row)
     found: list[dict[str, object]] = []
@@ -161,7 +161,7 @@ def fits(rows: Rows) -> list[dict[str, object]]:
         }  # fmt: skip
         for name, measured, needed in (
             ("time", "median_s", "multiplications"),
-            ("memory", "peak_bytes", "least_bytes"),
+            ("memory", "peak_bytes", "at_once_bytes"),
         ):
             own = exponent(x, [float(row[measured]) for row in points])
             arithmetic = exponent(x, [float(row[needed]) for row in points])

@@ -155,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with fresh_job(prepared, spec) as job:
                 tally.add(compare(job, loop, bare, own))
                 written = job.written() / job.manifest.samples
+    mib = " ".join(str(seen >> 20) for seen in memory.quarters())  # of this process alone
     ratios = [loop / job for loop, job in zip(bare.wall, own.wall, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     row = {
@@ -177,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for stage, spent in tally.busy.items()
         },
         "bytes_each": round(written, 1),
-        "rss_mib_quarters": " ".join(str(seen >> 20) for seen in memory.quarters()),
+        "rss_mib_quarters": mib if spec.workers == 1 else "",
         "rounds": given.rounds,
         **environment(prepared.device.type),
     }

@@ -179,7 +179,7 @@ def growth(rows: Rows) -> Figure | None:
     figure = chart(PAGE_INCHES, 1.75 * len(curves) + 0.3)
     panels = figure.subplots(len(curves), 2, squeeze=False)
     columns = (("median_s", "multiplications", "seconds a call"),
-               ("peak_bytes", "least_bytes", "peak MiB"))  # fmt: skip
+               ("peak_bytes", "at_once_bytes", "peak MiB"))  # fmt: skip
     for line, ((axis, workload, method), own) in zip(panels, curves.items(), strict=True):
         for axes, (measured, needed, label) in zip(line, columns, strict=True):
             scale = 2.0**-20 if "bytes" in measured else 1.0

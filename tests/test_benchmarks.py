@@ -305,7 +305,7 @@ def test_work_of_a_transposed_convolution_and_of_a_dense_layer() -> None:
 def test_work_of_an_lstm_by_hand() -> None:
     work = LstmWork(steps=3, batch=2, inputs=4, hidden=5, like=torch.zeros(()), targets=2)
     assert work.multiplications == 3 * 2 * 5 * (4 + 5) * (4 + 2)
-    assert Work([work]).least == 4 * 3 * 2 * (4 + 3 * 5 + 2 * (4 + 5))
+    assert Work([work]).at_once == 4 * 3 * 2 * (4 + 3 * 5 + 2 * (4 + 5))
     Work([work])()
 
 
@@ -340,7 +340,7 @@ def test_the_work_of_a_model_counts_every_layer_that_relevance_crosses() -> None
     assert [item.multiplications for item in work.items] == expected
     assert work.held == 4 * 6 * (3 * 16 + 8 * 16 + 16)
     # most are there at the second layer: its input and the first's, two targets' relevance
-    assert work.least == 4 * 6 * (3 * 16 + 8 * 16 + 2 * (8 * 16 + 16))
+    assert work.at_once == 4 * 6 * (3 * 16 + 8 * 16 + 2 * (8 * 16 + 16))
     assert work.counts == (5, 4)
     work()
 
@@ -371,7 +371,7 @@ def row(cell: str, **columns: Any) -> dict[str, Any]:
 def test_a_record_holds_each_cell_once_and_other_machines_beside(tmp_path: Path) -> None:
     path = tmp_path / "suite-layer-cpu.csv"
     recording.merge(path, "a", [row("a", median_s=0.123456789), row("a", library="zennit")])
-    old = [{k: v for k, v in r.items() if k != "least_bytes"} for r in recording.read([path])]
+    old = [{k: v for k, v in r.items() if k != "at_once_bytes"} for r in recording.read([path])]
     recording.write_record(path, old)  # as a version without that column wrote it
     recording.merge(path, "b", [row("b")])
     recording.merge(path, "a", [row("a", threads=99, median_s=7.0)])

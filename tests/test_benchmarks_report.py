@@ -64,7 +64,7 @@ def curve(power: float, needed: float, library: str = "relprop") -> list[dict[st
             median_s=0.3 * n**power,
             multiplications=7 * n**needed,
             peak_bytes=100 * n**needed,
-            least_bytes=10 * n**needed,
+            at_once_bytes=10 * n**needed,
         )
         for n in (1, 2, 4, 8)
     ]

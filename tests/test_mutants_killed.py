@@ -19,7 +19,7 @@ from relprop.analysis import analyse
 from relprop.backends import LinearCall
 from relprop.backends.products import Products, float32_products
 from relprop.composites import Composite
-from relprop.errors import InputError, PlanningError
+from relprop.errors import PlanningError
 from relprop.layers.base import quotient, unbroadcast
 from relprop.layers.windows import per_axis
 from relprop.maps import Conv, Dense
@@ -30,7 +30,6 @@ from relprop.recurrent import aten as recurrent
 from relprop.recurrent.layout import Direction, Layout
 from relprop.recurrent.reduced import _ratio
 from relprop.rewrite import canonical
-from relprop.targets import resolve_target
 from relprop.terms import IDENTITY, NEGATIVE
 
 
@@ -589,8 +588,3 @@ def _forward(layer: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> Any:
     layout = Layout("lstm", layers=2, bidirectional=True)
     directions = [Direction(*weights) for weights in layer.all_weights]
     return recurrent.forward(layout, directions, x, *state, rules.Recurrent())
-
-
-def test_a_list_of_targets_counts_the_samples() -> None:
-    with pytest.raises(InputError, match="target: 1 entries for a batch of 2"):
-        resolve_target([0], torch.Size([2, 3]), 2, 0)

@@ -104,6 +104,23 @@ def test_choice_takes_every_operator_in_turn(tool: Any) -> None:
     assert some == tool.chosen(mutants[::-1], len(operators))
 
 
+@pytest.mark.parametrize("pace", [1.0, 3.0])  # a busy machine runs the same tests
+def test_direct_tests_first_then_a_case_of_each_then_the_quick(
+    tool: Any, tmp_path: Path, pace: float
+) -> None:
+    project = tool.run.Project(tmp_path, {}, ["a.py", "b.py"], direct=["b.py"])
+    mutant = named(
+        tool.mutants_of("small/rules.py", SOURCE), "scaled:dropped factor: v * factor → v"
+    )
+    seconds = {"a.py::slow[0]": 4.0, "a.py::slow[1]": 4.0, "a.py::quick[0]": 0.1,
+               "a.py::quick[1]": 0.1, "a.py::quick[2]": 0.1, "b.py::one": 0.5}  # fmt: skip
+    known = tool.run.Baseline({name: pace * each for name, each in seconds.items()})
+    known.passes["small/rules.py", "scaled"] = set(seconds)
+    picked = tool.run.tests_of(project, mutant, known, 0.6)
+    assert picked[0] == "b.py::one" and picked[1].startswith("a.py::quick")
+    assert picked[2].startswith("a.py::slow") and len(picked) == 5  # the other slow one is too long
+
+
 def test_the_wrong_die_and_the_equivalent_survive(tool: Any, project: Any) -> None:
     mutants = tool.mutants_of("small/rules.py", SOURCE)
     wrong = named(mutants, "scaled:dropped factor: v * factor → v")
@@ -111,7 +128,7 @@ def test_the_wrong_die_and_the_equivalent_survive(tool: Any, project: Any) -> No
     known = tool.run.baseline(project, 2)
     assert not known.failed
     assert known.passes["small/rules.py", "share"] == {"test_small.py::test_share"}
-    found = tool.run.outcomes(project, [wrong, harmless], known, 2, 10.0)
+    found = tool.run.outcomes(project, [wrong, harmless], known, 2, 1.0)
     states = {o.mutant.name: (o.state, o.test) for o in found}
     assert states[wrong.name] == ("killed", "test_small.py::test_scaled")
     assert states[harmless.name] == ("survived", "")
@@ -136,7 +153,7 @@ def test_the_gate_wants_each_survivor_argued_and_no_name_out_of_date(
     harmless = named(mutants, "harmless:comparison: a >= 0 → a > 0")
 
     def status(argued: dict[str, str]) -> int:
-        return tool.gate.gate(project, [wrong, harmless], every, argued, 2, 10.0)
+        return tool.gate.gate(project, [wrong, harmless], every, argued, 2, 1.0)
 
     assert status({}) == 1
     assert f"argue in .ci/mutation/argued.py):\n{harmless.name}" in capsys.readouterr().out

@@ -276,11 +276,12 @@ def baseline(project: Project, at_once: int, limit: float = 600.0) -> Baseline:
     return found
 
 
-def tests_of(project: Project, mutant: Mutant, known: Baseline, budget: float) -> list[str]:
-    """The tests that pass through the mutant's function, as many as fit into some seconds.
+def tests_of(project: Project, mutant: Mutant, known: Baseline, share: float) -> list[str]:
+    """The tests that pass through the mutant's function, up to a share of the time of all tests.
 
-    The direct ones come first, then one case of each test function, then a second one.  What is
-    not in a function concerns all tests of the file.
+    The direct ones come first, then one case of each test function, then the quick ones.  The time
+    is the baseline's own, so that a slow or busy machine runs about the same tests.  What is not in
+    a function concerns all tests of the file.
     """
 
     def is_direct(test: str) -> bool:
@@ -294,24 +295,23 @@ def tests_of(project: Project, mutant: Mutant, known: Baseline, budget: float) -
     cases: dict[str, list[str]] = defaultdict(list)
     for test in sorted(tests, key=lambda t: hashlib.sha256(t.encode()).digest()):
         cases[test if is_direct(test) else test.split("[")[0]].append(test)
-    turns = max((len(each) for each in cases.values()), default=0)
+    first = {each[0] for each in cases.values()}
+    budget = share * sum(known.seconds.values())
     picked: list[str] = []
     total = 0.0
-    for turn in range(turns):
-        row = [each[turn] for each in cases.values() if turn < len(each)]
-        for test in sorted(row, key=lambda t: (not is_direct(t), known.seconds[t])):
-            if picked and total + known.seconds[test] > budget:
-                continue
-            picked.append(test)
-            total += known.seconds[test]
+    for test in sorted(tests, key=lambda t: (not is_direct(t), t not in first, known.seconds[t])):
+        if picked and total + known.seconds[test] > budget:
+            continue
+        picked.append(test)
+        total += known.seconds[test]
     return picked
 
 
 def outcomes(
-    project: Project, mutants: Sequence[Mutant], known: Baseline, at_once: int, budget: float
+    project: Project, mutants: Sequence[Mutant], known: Baseline, at_once: int, share: float
 ) -> Iterator[Outcome]:
     """What becomes of each mutant, in the order in which they end."""
-    plans = [tests_of(project, mutant, known, budget) for mutant in mutants]
+    plans = [tests_of(project, mutant, known, share) for mutant in mutants]
     jobs = []
     for mutant, tests in zip(mutants, plans, strict=True):
         expected = sum(known.seconds[test] for test in tests)

@@ -14,12 +14,12 @@ from torch import Tensor
 __all__ = [
     "CHANNELS_LAST",
     "divide",
+    "flush_tiny_",
     "new_like",
     "nonzero",
     "one_where_zero",
     "quotient",
     "stabilized",
-    "without_subnormals",
 ]
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -118,8 +118,8 @@ def quotient(r: Tensor, denominator: Tensor) -> Tensor:
     return torch.div(r, denominator, out=denominator)
 
 
-def without_subnormals(r: Tensor) -> Tensor:
-    """Overwrite by 0 what is about to leave the range of normal numbers; returns the tensor.
+def flush_tiny_(r: Tensor) -> Tensor:
+    """Overwrite by 0 what is so small that products with it may be subnormal; returns the tensor.
 
     Relevance that decays over some hundred steps ends there, and a CPU's products take forty times
     as long with such operands.  What is dropped is below 1e-31 (float32) or 1e-292 (float64).

@@ -113,6 +113,9 @@ class Products:
         found: Tensor = self.cache[key]
         return found
 
+    def _made_in_blocks(self, part: Modifier | _Stack) -> bool:
+        return self._in_blocks and part != IDENTITY
+
     def _part(self, part: Modifier | _Stack, w: Tensor) -> Tensor:
         if isinstance(part, Modifier):
             return modified(part, w)
@@ -145,7 +148,7 @@ class Products:
         With `rectify` the larger of that and 0.
         """
         a = a.to(self.dtype)
-        if self._in_blocks and part != IDENTITY:
+        if self._made_in_blocks(part):
             z = blockwise.contraction(a, self.w, partial(self._part, part), b)
             return z.relu_() if rectify else z
         weight = self.weight(part)
@@ -187,7 +190,7 @@ class Products:
         """
         s = s.to(self.dtype)
         if not isinstance(self.map, Conv):
-            if self._in_blocks and part != IDENTITY:
+            if self._made_in_blocks(part):
                 result = blockwise.adjoint(s, self.w, partial(self._part, part))
             else:
                 result = self.map.adjoint(s, self.weight(part), shape).to(self.w.dtype)

@@ -38,6 +38,11 @@ def open_source(spec: str, options: SourceOptions) -> Source:
         FileFormatError: nothing there, of another kind, damaged, or larger than the caps.
         InputError: options that do not fit.
     """
+    if options.array is not None and not _names_arrays(spec):
+        raise InputError(
+            f"{printable(spec)}: there is nothing for --array to pick from: only "
+            f"{', '.join(NAMED_SUFFIXES)} and folders of tables name their arrays; drop it"
+        )
     name, _, split = spec.partition(":")
     if name in data.names():
         return _data_set(name, split or "test", options)
@@ -50,8 +55,6 @@ def open_source(spec: str, options: SourceOptions) -> Source:
     path = Path(spec)
     if path.is_dir():
         return _folder(path, options)
-    if options.array is not None and path.suffix.lower() not in NAMED_SUFFIXES:
-        raise _no_names(spec)
     if MODULE.fullmatch(spec) and not os.path.lexists(path):
         from relprop.batch.sources import named_dataset
 
@@ -82,11 +85,12 @@ def open_source(spec: str, options: SourceOptions) -> Source:
     return open_idx(path, options)
 
 
-def _no_names(spec: str) -> InputError:
-    return InputError(
-        f"{printable(spec)}: there is nothing for --array to pick from: only "
-        f"{', '.join(NAMED_SUFFIXES)} and folders of tables name their arrays; drop it"
-    )
+def _names_arrays(spec: str) -> bool:
+    """Whether the data have several arrays or columns, each with a name."""
+    from relprop.batch.tables import is_arrow_folder
+
+    path = Path(spec)
+    return path.suffix.lower() in NAMED_SUFFIXES or (path.is_dir() and is_arrow_folder(path))
 
 
 def _data_set(name: str, split: str, options: SourceOptions) -> Source:
@@ -95,8 +99,6 @@ def _data_set(name: str, split: str, options: SourceOptions) -> Source:
             f"{name}: a data set brings its own labels and normalisation; drop --labels, --mean, "
             "--std, --resize and --crop"
         )
-    if options.array is not None:
-        raise _no_names(name)
     images, labels = data.sample(name) if split == "sample" else data.load(name, split)
     names = Numbered(f"{name}-{split}", len(images))
     each, together = images.__getitem__, lambda start, stop: images[start:stop]
@@ -116,8 +118,6 @@ def _folder(folder: Path, options: SourceOptions) -> Source:
             for file in sorted(files)
             if Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
         ]
-    if options.array is not None:
-        raise _no_names(str(folder))
     if not paths:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
         raise FileFormatError(f"{printable(folder)}: no image files in this folder ({kinds})")

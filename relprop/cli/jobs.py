@@ -54,7 +54,7 @@ def add_job_options(
     add("--no-maps", dest="maps", action="store_false", help="keep summaries, not maps")
     add("--engine", default="local", choices=ENGINES, help="(%(default)s)")
     add("--workers", type=count, default=1, metavar="N", help="processes that explain")
-    add("--readers", type=zero, metavar="N", help="processes that read, for each")
+    add("--readers", type=zero, metavar="N", help="processes that read, for each; 0: none")
     add("--threads", type=count, metavar="N", help="of one worker on a CPU")
     add("--collate", metavar="MODULE:NAME", help="makes a list of samples the model's inputs")
     add("--quick", action="store_true", help="on a rerun check sizes, not checksums")

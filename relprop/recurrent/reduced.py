@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from relprop import reference
-from relprop.backends.pointwise import stabilized, without_subnormals
+from relprop.backends.pointwise import flush_tiny_, stabilized
 from relprop.recurrent.layout import CELLED
 from relprop.recurrent.tape import Tape
 
@@ -177,7 +177,7 @@ def reduced_relevance(scan: Scan, inflow: Inflow) -> Outflow:
             r.copy_(y)
         if cells is not None:
             _join(r, cells, inflow.last, t, steps)
-        without_subnormals(r)
+        flush_tiny_(r)
         torch.mul(r, scan.beta[t], out=s[t])
         mixed = s[t] if scan.mix is None else s[t] * scan.mix[t]
         v = torch.mm(mixed.flatten(0, 1), scan.w_rec).view(targets, batch, -1)

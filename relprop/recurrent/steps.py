@@ -12,7 +12,7 @@ from torch import Tensor
 
 from relprop import backends
 from relprop.backends import LinearCall
-from relprop.backends.pointwise import without_subnormals
+from relprop.backends.pointwise import flush_tiny_
 from relprop.maps import Dense
 from relprop.recurrent.layout import candidate_rule
 from relprop.recurrent.reduced import Inflow, Outflow, _join
@@ -52,8 +52,8 @@ class _Steps:
             if r_c is not None and self.inflow.cells is not None:
                 _join(r_c, self.inflow.cells, last, t, self.count)
             if r_c is not None:
-                without_subnormals(r_c)
-            self.r_x[t], r_h, r_c = self.step(t, without_subnormals(above[t] + r_h), r_c)
+                flush_tiny_(r_c)
+            self.r_x[t], r_h, r_c = self.step(t, flush_tiny_(above[t] + r_h), r_c)
         return Outflow(self.r_x, r_h, r_c)
 
     def initial_cells(self) -> Tensor | None:

@@ -460,6 +460,11 @@ class TestHostileFiles:
         (line,) = lines_of(capsys)
         assert "nothing for --array to pick from" in line
 
+    def test_splits_are_named(self, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert explain(MODEL, "mnist:validation", "--out", out) == 2
+        (line,) = lines_of(capsys)
+        assert "expected mnist:test, mnist:train, or mnist:sample" in line
+
 
 class TestModels:
     def test_code_needs_trust(

@@ -99,6 +99,11 @@ def _data_set(name: str, split: str, options: SourceOptions) -> Source:
             f"{name}: a data set brings its own labels and normalisation; drop --labels, --mean, "
             "--std, --resize and --crop"
         )
+    if split not in ("sample", "test", "train"):
+        raise InputError(
+            f"{name}:{printable(split)}: expected {name}:test, {name}:train, or {name}:sample (what "
+            "is shipped)"
+        )
     images, labels = data.sample(name) if split == "sample" else data.load(name, split)
     names = Numbered(f"{name}-{split}", len(images))
     each, together = images.__getitem__, lambda start, stop: images[start:stop]

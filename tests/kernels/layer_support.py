@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from relprop.rules import LinearRule
 
 UNIT = 2.0**-24
 UNBOUNDED = 1e30
+SMALLEST = 2.0**-14
+"""From here on float16 holds what bfloat16 holds."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ KINDS = [
 ]
 """All layer kinds; 'make test' takes a covering few."""
 LAYOUTS = ["contiguous", "channels last", "sliced", "expanded"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def inside_nan(values: Tensor) -> Tensor:
@@ -174,6 +180,100 @@ def tolerance(
     return result
 
 
+@dataclass(frozen=True)
+class Truth:
+    """A layer's output and relevance in float64, and what a kernel may differ by."""
+
+    layer: Layer
+    rule: LinearRule
+    a: Tensor
+    w: Tensor
+    b: Tensor | None
+    r: Tensor
+    operand: float
+
+    @cached_property
+    def output(self) -> tuple[Tensor, Tensor]:
+        """The output and its tolerance."""
+        own, size = (
+            self.layer.map.contraction(a, w) for a, w in ((self.a, self.w), self.magnitudes)
+        )
+        if self.b is not None:
+            own = own + self.layer.map.align(self.b)
+            size = size + self.layer.map.align(self.b.abs())
+        length = self.w.numel() // min(self.w.shape[:2]) + 8
+        return own, (length * UNIT + self.operand) * size
+
+    @property
+    def magnitudes(self) -> tuple[Tensor, Tensor]:
+        return self.a.abs(), self.w.abs()
+
+    @cached_property
+    def relevance(self) -> list[tuple[Tensor, Tensor]]:
+        """The input's relevance and its tolerance, for each target."""
+        of = self.layer.map, self.a, self.w, self.b
+        return [
+            (
+                reference.linear_relevance(*of, r, self.rule),
+                tolerance(*of, r, self.rule, self.operand),
+            )
+            for r in self.r
+        ]
+
+    def check(
+        self, layout: str, dtype: torch.dtype, *, nonnegative: bool = False, **options: object
+    ) -> None:
+        """The kernels' output and relevance, their operands of a type and in a memory layout."""
+        a = guarded(self.a.to(dtype), layout)
+        w = guarded(self.w.to(dtype), "sliced" if layout == "sliced" else "contiguous")
+        saved = kernels.contraction(
+            self.layer.map,
+            self.rule,
+            a,
+            w,
+            None if self.b is None else self.b.to(dtype),
+            nonnegative=nonnegative,
+            **options,  # type: ignore[arg-type]
+        )
+        y, limit = self.output
+        assert saved.y is not None and saved.y.shape == y.shape
+        assert ((saved.y.double() - y).abs() <= limit).all()
+        s = kernels.quotient(saved, guarded(self.r.float(), "contiguous"))
+        relevance = kernels.adjoint(saved, s, tile=options.get("tile"))  # type: ignore[arg-type]
+        assert relevance.shape == (len(self.r), *a.shape) and relevance.dtype == torch.float32
+        for found, (expected, within) in zip(relevance, self.relevance, strict=True):
+            bounded = within < UNBOUNDED * 1e-6
+            difference = (found.double() - expected).abs()
+            assert (difference <= within)[bounded].all(), (difference / within)[bounded].max()
+            assert found.isfinite().all()
+            if self.rule.epsilon > 1e-4 and a.numel() > 1:
+                assert bounded.double().mean() > 0.5
+
+
+def drawn(
+    layer: Layer,
+    rule: LinearRule,
+    dtype: torch.dtype,
+    *,
+    nonnegative: bool = False,
+    targets: int = 2,
+    bias: bool = True,
+    expanded: bool = False,
+) -> Truth:
+    """Random numbers that a type holds exactly, and what is true of them."""
+
+    def draw(*shape: int) -> Tensor:
+        values = torch.randn(shape).to(dtype).double()
+        return torch.where(values.abs() < SMALLEST, SMALLEST, values)
+
+    a, w = draw(*layer.a), draw(*layer.w)
+    a = a.relu() if nonnegative else a
+    a = a[:1].expand_as(a) if expanded else a
+    b = draw(layer.outputs) if bias else None
+    r = torch.randn(targets, *layer.map.contraction(a, w).shape).double()
+    return Truth(layer, rule, a, w, b, r, operand_unit(dtype))
+
+
 def check(
     layer: Layer,
     rule: LinearRule,
@@ -186,41 +286,23 @@ def check(
     **options: object,
 ) -> None:
     """Output and relevance of a layer against float64."""
-    a, w = torch.randn(layer.a).to(dtype), torch.randn(layer.w).to(dtype)
-    a = guarded(a.relu() if nonnegative else a, layout)
-    w = guarded(w, "sliced" if layout == "sliced" else "contiguous")
-    b = torch.randn(layer.outputs).to(dtype) if bias else None
-    exact = a.double(), w.double(), None if b is None else b.double()
-    y = layer.map.contraction(*exact[:2])
-    y = y if exact[2] is None else y + layer.map.align(exact[2])
-    r = guarded(torch.randn(targets, *y.shape), "contiguous")
-    saved = kernels.contraction(
-        layer.map,
-        rule,
-        a,
-        w,
-        b,
-        nonnegative=nonnegative,
-        **options,  # type: ignore[arg-type]
-    )
-    assert saved.y is not None
-    size = layer.map.contraction(exact[0].abs(), exact[1].abs())
-    size = size if exact[2] is None else size + layer.map.align(exact[2].abs())
-    limit = ((w.numel() // min(w.shape[:2]) + 8) * UNIT + operand_unit(dtype)) * size
-    assert saved.y.shape == y.shape
-    assert ((saved.y.double() - y).abs() <= limit).all()
-    s = kernels.quotient(saved, r)
-    relevance = kernels.adjoint(saved, s, tile=options.get("tile"))  # type: ignore[arg-type]
-    assert relevance.shape == (targets, *a.shape) and relevance.dtype == torch.float32
-    for target in range(targets):
-        expected = reference.linear_relevance(layer.map, *exact, r[target].double(), rule)
-        within = tolerance(layer.map, *exact, r[target].double(), rule, operand_unit(dtype))
-        bounded = within < UNBOUNDED * 1e-6
-        difference = (relevance[target].double() - expected).abs()
-        assert (difference <= within)[bounded].all(), (difference / within)[bounded].max()
-        assert relevance[target].isfinite().all()
-        if rule.epsilon > 1e-4 and a.numel() > 1:
-            assert bounded.double().mean() > 0.5
+    truth = drawn(
+        layer, rule, dtype,
+        nonnegative=nonnegative, targets=targets, bias=bias, expanded=layout == "expanded",
+    )  # fmt: skip
+    truth.check(layout, dtype, nonnegative=nonnegative, **options)
+
+
+def check_all(layer: Layer, rule: LinearRule, **drawing: Any) -> None:
+    """Output and relevance of a layer against float64: every memory layout with every type."""
+    for expanded in (False, True):
+        # both of the short types hold these numbers, so that what is true is worked out once
+        truth = drawn(layer, rule, torch.bfloat16, expanded=expanded, **drawing)
+        for dtype, layout in product(DTYPES, LAYOUTS):
+            if (layout == "expanded") == expanded:
+                unit = operand_unit(dtype)
+                own = truth if unit == truth.operand else replace(truth, operand=unit)
+                own.check(layout, dtype, nonnegative=drawing.get("nonnegative", False))
 
 
 def name(value: object) -> str:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layer_support import KINDS, LAYERS, LAYOUTS, Layer, check, name, pads, tolerance
+from layer_support import (
+    DTYPES,
+    KINDS,
+    LAYERS,
+    LAYOUTS,
+    Layer,
+    check,
+    check_all,
+    name,
+    pads,
+    tolerance,
+)
 
 from relprop import kernels, reference
 from relprop.maps import Conv, Dense, LinearMap
@@ -76,35 +87,56 @@ def test_half_precision_and_nonnegative_inputs(index: int) -> None:
     check(layer, rule, LAYOUTS[(index // 2) % len(LAYOUTS)], nonnegative=True, dtype=dtype)
 
 
-GEOMETRIES: dict[str, tuple[LinearMap, tuple[int, ...], tuple[int, ...]]] = {
-    # a layer kind with the axes of its input after the batch, and of its weight
-    "dense": (Dense(), (13,), (11, 13)),
-    "conv1d": (Conv((2,), pads(1), (1,)), (5, 11), (3, 5, 3)),
-    "conv2d": (Conv((1, 1), pads(1, 1), (1, 1)), (3, 7, 5), (5, 3, 3, 3)),
-    "conv3d": (Conv((1, 2, 1), pads(1, 1, 0), (1, 1, 1)), (3, 3, 5, 3), (2, 3, 3, 3, 1)),
-    "transposed": (Conv((2, 1), pads(1, 0), (1, 1), 1, True), (3, 3, 5), (3, 2, 3, 2)),
-    "grouped": (Conv((1, 1), pads(1, 1), (1, 1), 3), (9, 5, 3), (6, 3, 3, 3)),
-    "depthwise": (Conv((2, 1), pads(1, 1), (1, 1), 5), (5, 7, 3), (5, 1, 3, 3)),
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+GEOMETRIES: dict[str, tuple[LinearMap, Shapes, Shapes]] = {
+    # a layer kind with the axes of its input after the batch, and of its weight: prime and odd
+    "dense": (Dense(), ((13,), (11, 13)), ((9, 63), (35, 63))),
+    "conv1d": (Conv((2,), pads(1), (1,)), ((5, 11), (3, 5, 3)), ((9, 15), (21, 9, 3))),
+    "conv2d": (
+        Conv((1, 1), pads(1, 1), (1, 1)),
+        ((3, 7, 5), (5, 3, 3, 3)),
+        ((9, 5, 9), (21, 9, 1, 3)),
+    ),
+    "conv3d": (
+        Conv((1, 2, 1), pads(1, 1, 0), (1, 1, 1)),
+        ((3, 3, 5, 3), (2, 3, 3, 3, 1)),
+        ((9, 1, 9, 3), (15, 9, 1, 3, 1)),
+    ),
+    "transposed": (
+        Conv((2, 1), pads(1, 0), (1, 1), 1, True),
+        ((3, 3, 5), (3, 2, 3, 2)),
+        ((9, 3, 9), (9, 15, 3, 1)),
+    ),
+    "grouped": (
+        Conv((1, 1), pads(1, 1), (1, 1), 3),
+        ((9, 5, 3), (6, 3, 3, 3)),
+        ((27, 3, 9), (15, 9, 1, 3)),
+    ),
+    "depthwise": (
+        Conv((2, 1), pads(1, 1), (1, 1), 5),
+        ((5, 7, 3), (5, 1, 3, 3)),
+        ((5, 5, 9), (15, 1, 3, 1)),
+    ),
 }
-SIZES = ["one", "prime", "empty"]
+SIZES = ["one", "prime", "odd", "empty"]
 WIDE = [
     (kind, size, rule)
     for kind in GEOMETRIES
     for size in SIZES
     for rule in RULES
-    if not isinstance(rule, Joint) or (size == "prime" and kind != "depthwise")
+    if not isinstance(rule, Joint) or (size in ("prime", "odd") and kind != "depthwise")
 ]
 COVERING = range(0, len(WIDE), 11)
 """'make test' takes every eleventh: all kinds, sizes, layouts and types, and most rules."""
 
 
 def sized(kind: str, size: str) -> Layer:
-    """A layer of the kind: one of everything, prime numbers, or no sample."""
-    linear_map, sample, w = GEOMETRIES[kind]
-    if size == "prime":
-        return Layer(f"{kind} prime", linear_map, (3, *sample), w)
-    if size == "empty":
-        return Layer(f"{kind} empty", linear_map, (0, *sample), w)
+    """A layer of the kind: one of everything, prime numbers, odd ones, or no sample."""
+    linear_map, prime, odd = GEOMETRIES[kind]
+    sample, w = odd if size == "odd" else prime
+    if size != "one":
+        batch = {"prime": 3, "odd": 1, "empty": 0}[size]
+        return Layer(f"{kind} {size}", linear_map, (batch, *sample), w)
     if isinstance(linear_map, Conv):  # a single group, a single tap that sees the single position
         axes = linear_map.spatial
         unit = Conv((1,) * axes, pads(*(0,) * axes), (1,) * axes, 1, linear_map.transposed)
@@ -112,20 +144,23 @@ def sized(kind: str, size: str) -> Layer:
     return Layer(f"{kind} one", linear_map, (1, 1), (1, 1))
 
 
-@pytest.mark.parametrize(
-    "index",
-    [
-        pytest.param(i, marks=() if i in COVERING else pytest.mark.slow, id=f"{k}-{s}-{r}")
-        for i, (k, s, r) in enumerate(WIDE)
-    ],
-)
-def test_every_rule_kind_and_size(index: int) -> None:
+@pytest.mark.parametrize("index", COVERING, ids=["{}-{}-{}".format(*WIDE[i]) for i in COVERING])
+def test_some_rules_kinds_and_sizes(index: int) -> None:
     kind, size, rule = WIDE[index]
-    dtype = (torch.float32, torch.bfloat16, torch.float16)[index % 3]
-    layout = LAYOUTS[(index // 3) % len(LAYOUTS)]
+    turn = index // COVERING.step
     check(
-        sized(kind, size), rule, layout, nonnegative=index % 2 == 0, dtype=dtype,
-        targets=1 + index % 3, bias=index % 5 > 0,
+        sized(kind, size), rule, LAYOUTS[turn // 3 % len(LAYOUTS)],
+        nonnegative=turn % 2 == 0, dtype=DTYPES[turn % 3], targets=1 + turn % 3, bias=turn % 5 > 0,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(len(WIDE)), ids=["{}-{}-{}".format(*c) for c in WIDE])
+def test_every_rule_kind_and_size_in_every_layout_and_type(index: int) -> None:
+    kind, size, rule = WIDE[index]
+    check_all(
+        sized(kind, size), rule,
+        nonnegative=index % 2 == 0, targets=1 + index % 3, bias=index % 5 > 0,
     )  # fmt: skip
 
 

@@ -101,8 +101,8 @@ def _data_set(name: str, split: str, options: SourceOptions) -> Source:
         )
     if split not in ("sample", "test", "train"):
         raise InputError(
-            f"{name}:{printable(split)}: expected {name}:test, {name}:train, or {name}:sample (what "
-            "is shipped)"
+            f"{name}:{printable(split)}: expected {name}:test, {name}:train, or, of what is "
+            f"shipped, {name}:sample"
         )
     images, labels = data.sample(name) if split == "sample" else data.load(name, split)
     names = Numbered(f"{name}-{split}", len(images))

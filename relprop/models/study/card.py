@@ -33,6 +33,9 @@ HEAD = (
     "| device | commit |\n|---|---|---|---|---|---|---|---|---|\n"
 )
 
+FLAGS = "compiled", "mixed"
+"""How a network may have been trained, beside plain float32."""
+
 SEEN = {
     ("r_lstm_sd", "fashion_mnist_maj", "76efb72ae5"): (10, 0.8990),
     ("shallow", "mnist", "37b510e966"): (10, 0.9783),
@@ -70,7 +73,7 @@ def _row(facts: Mapping[str, Any]) -> str:
         "–" if reported is None else f"{reported:.3f}",
         str(facts["seed"]),
         f"{facts['best_epoch']} of {facts['epochs_planned']}",
-        facts["device"],
+        ", ".join([facts["device"], *(flag for flag in FLAGS if facts.get(flag))]),
         facts["commit"] or "–",
     ]
     return f"| {' | '.join(shown)} |\n"

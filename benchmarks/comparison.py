@@ -33,7 +33,7 @@ def compared(subject: Subject, found: Sequence[Peer], method: Any, device: str =
                 peer.library,
                 in_turn(lambda pair, explain=peer.explain: explain(*pair), pairs),
                 lambda explain=peer.explain: explain(*subject.sample),
-                gates.get(peer.library, gates[""]),
+                gates[GRADIENT if peer.library.startswith(GRADIENT) else ""],
                 rows,
                 peer.precision,
                 {"batch": rows},

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 __all__ = ["STAGES", "Stage"]
 
 MODELS = ("vgg16", "resnet50")
+METHODS = ("epsilon_plus", "epsilon_alpha2_beta1", "lrp_epsilon", "epsilon_gamma_box")
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ _KERNELS = "tests/kernels/"
 
 def _cnn(model: str, precision: str, tunes: bool = False) -> Stage:
     arguments = ("-m", "benchmarks.cnn", "--device", "cuda", "--models", model, "--batch", "64")
-    options = ("--precision", precision, "--triton", "--record", "{record}.csv")
+    options = ("--methods", *METHODS, "--precision", precision, "--triton")
     what = f"explanations per second of {model}, batch 64, 224 x 224, precision {precision!r}"
     name = f"{model}-{precision}" + "-tuned" * tunes
     what += ", kernels chosen by measuring" * tunes
-    return Stage(name, 510, what, (*arguments, *options), tunes=tunes)
+    return Stage(name, 510, what, (*arguments, *options, "--record", "{record}.csv"), tunes=tunes)
 
 
 def _layers(tunes: bool) -> Stage:

@@ -107,8 +107,11 @@ def peers(
         triton: also relprop's Triton backend.
         naive: also the naive reference.
     """
+    on_cuda = next(model.parameters()).is_cuda
+    # there whoever follows the process's settings may take TF32, see benchmarks.cnn
+    theirs = "high" if on_cuda and precision != "highest" else "highest"
     found = [
-        Peer("gradient", gradient(model)),
+        Peer("gradient", gradient(model), theirs),
         Peer("relprop", ours(model, method, precision=precision), precision),
     ]
     if method != "lrp_epsilon":  # which derives nothing from the weights
@@ -117,12 +120,27 @@ def peers(
     if triton:
         call = ours(model, method, precision=precision, backend="triton")
         found.append(Peer("relprop triton", call, precision))
-    others = [Peer("zennit", z)] if (z := zennit(model, method)) is not None else []
-    others += [Peer("captum", c)] if (c := captum(model, method)) is not None else []
+    z, c = zennit(model, method), captum(model, method)
+    others = [Peer(name, own, theirs) for name, own in (("zennit", z), ("captum", c)) if own]
+    if on_cuda and precision == "medium":
+        found.append(Peer("gradient bfloat16", in_bfloat16(gradient(model)), precision))
+        if z is not None:
+            others.append(Peer("zennit bfloat16", in_bfloat16(z), precision))
     if naive:
         # sample by sample, as fast a sample as in a batch: a batch would take a round's half
-        others.append(Peer("naive reference", ours(model, method, backend="reference"), most=1))
+        slow = ours(model, method, backend="reference")
+        others.append(Peer("naive reference", slow, theirs, most=1))
     return found + others
+
+
+def in_bfloat16(explain: Explain) -> Explain:
+    """The same with products in bfloat16, as torch.autocast makes them."""
+
+    def explained(x: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return explain(x, target)
+
+    return explained
 
 
 def gradient(model: nn.Module) -> Explain:

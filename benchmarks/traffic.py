@@ -1,7 +1,7 @@
 """What kernels read and write, from the arguments of their launches.
 
 A tensor counts with its size, once for each launch that reads or writes it; caches may hold some of
-it, and a kernel may read a tensor more than once.
+it, and a kernel may read a tensor more than once.  The library's own products are not listed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _KERNELS: dict[str, tuple[dict[str, str | None], dict[str, str | None]]] = {
     "dense_contraction": _CONTRACTION,
     "conv_adjoint": _ADJOINT,
     "dense_adjoint": _ADJOINT,
+    "product_contraction": ({"p": None, "bias": "BIASED"}, {"z": "SAVE", "y": "OUTPUT"}),
+    "product_adjoint": ({"p": None, "a": "READ", "lower": "LOWER"}, {"out": None}),
     "quotient": ({"r": None, "z": None}, {"s": None}),
     "modified_weights": ({"w": None}, {"out": None}),
     "sum_values": ({"a": None, "b": None}, {"y": None}),

@@ -80,7 +80,7 @@ def flat_quotient(
 ):
     """s [images, groups, *target] of r [images, groups * outputs, *target] by strides."""
     index = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    valid = index < images * groups * target[0] * target[1] * target[2]
+    valid = index < tl.cast(images, tl.int64) * groups * target[0] * target[1] * target[2]
     i = coordinates(index, target[1], target[2])
     at = ((i[0] % target[0]).to(tl.int32), i[1].to(tl.int32), i[2].to(tl.int32))
     slot = i[0] // target[0]

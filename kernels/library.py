@@ -105,11 +105,11 @@ def product_adjoint(
 
 @contextlib.contextmanager
 def _settings(precision: str, device: torch.device) -> Iterator[None]:
-    """The library's products repeat to the bit, and take TF32 only where that is allowed."""
+    """The library's products repeat to the bit; plain TF32, coarser than the kernels', is off."""
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
-        with float32_products(precision, device):
+        with float32_products("highest" if precision == "high" else precision, device):
             yield
     finally:
         torch.backends.cudnn.deterministic = before

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relprop.bounds import bound_tensor
+from relprop.bounds import Bound
 from relprop.errors import InputError
 from relprop.kernels.program import Product, Program
 from relprop.kernels.tiling import Choice
@@ -86,8 +86,12 @@ class LeftBox:
         return cls(full, start, stop, True)
 
 
-def _bound(value: object, sample: list[int], a: Tensor) -> Tensor:
-    bound = bound_tensor(value).to(device=a.device, dtype=torch.float32)  # type: ignore[arg-type]
+def _bound(value: float | Bound, sample: list[int], a: Tensor) -> Tensor:
+    # neither waits for the device once a bound is there, so that a CUDA graph can hold this
+    if isinstance(value, Bound):
+        bound = value.on(a.device)
+    else:
+        bound = torch.full((), value, device=a.device, dtype=torch.float32)
     if bound.dim() > len(sample) and bound.shape[0] == 1:
         bound = bound[0]
     try:
@@ -169,8 +173,8 @@ class Pass:
 
     @property
     def reads(self) -> bool:
-        """Whether the factors need the input's values."""
-        return any(factor != "one" for factor in self.factors)
+        """Whether the factors, or the quotient of the layer below, need the input's values."""
+        return self.lower == "input" or any(factor != "one" for factor in self.factors)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ class Tuner:
             self._known[key] = self._stored(key, options) or self._measured(key, options, run)
         return self._known[key]
 
+    def known(self, key: str) -> Choice | None:
+        """The choice made before for a key in this process, if there is one."""
+        return self._known.get(key)
+
     def _stored(self, key: str, options: list[Choice]) -> Choice | None:
         found = self.store.get(key)
         if found == LIBRARY:
@@ -85,11 +89,9 @@ def tuner() -> Tuner:
     return _TUNERS[name]
 
 
-def _measures(sample: torch.Tensor) -> bool:
-    """Whether this launch may be timed: on a CUDA device, not while a graph is captured."""
-    if interpreted() or not sample.is_cuda or os.environ.get("RELPROP_TUNE") == "0":
-        return False
-    return not torch.cuda.is_current_stream_capturing()
+def _tunes(sample: torch.Tensor) -> bool:
+    """Whether measured choices count for this launch: on a CUDA device, unless switched off."""
+    return sample.is_cuda and not interpreted() and os.environ.get("RELPROP_TUNE") != "0"
 
 
 def shortlist(demand: Demand, tiles: list[Tile]) -> list[Tile]:
@@ -140,10 +142,14 @@ def launch(
             assert isinstance(choice, Tile)
             run(choice)
 
-    if tile is None and repeatable and _measures(sample):
+    if tile is None and repeatable and _tunes(sample):
         options: list[Choice] = [*(tiles or shortlist(demand, candidates(demand, limits())))]
         options += [LIBRARY] if library is not None else []
-        tile = tuner().select(f"{demand.key} {details}".strip(), options, by)
+        key = f"{demand.key} {details}".strip()
+        if torch.cuda.is_current_stream_capturing():  # then nothing may be timed
+            tile = tuner().known(key)
+        else:
+            tile = tuner().select(key, options, by)
     if tile is None:
         tile = tiles[0] if tiles else choose(demand)
     by(tile)

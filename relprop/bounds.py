@@ -16,6 +16,16 @@ class Bound:
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor.detach().cpu().clone()
         self._key = (tuple(self.tensor.shape), tuple(self.tensor.double().flatten().tolist()))
+        self._copies: dict[torch.device, torch.Tensor] = {}
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """The tensor as float32 on a device, copied there once."""
+        if device not in self._copies:
+            self._copies[device] = self.tensor.to(device=device, dtype=torch.float32)
+        return self._copies[device]
+
+    def __reduce__(self) -> tuple[type[Bound], tuple[torch.Tensor]]:
+        return Bound, (self.tensor,)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Bound) and self._key == other._key

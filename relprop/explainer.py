@@ -189,7 +189,7 @@ class Explainer:
         report: bool = False,
     ) -> Explanation:
         call = Call.of(inputs, kwargs, self.batch_dim)
-        with neutral_modes():
+        with neutral_modes(*call.leaves):
             explained = partial(self._within_memory, full=full, report=report)
             if lengths is None:
                 return explained(call, target, start)

@@ -11,6 +11,7 @@ from relprop import backends, operators
 from relprop.backends.checks import check_rule, check_tensors, conv_map, conv_output
 from relprop.errors import InputError
 from relprop.maps import Dense, LinearMap
+from relprop.modes import neutral_modes
 from relprop.recurrent.functions import gru_relevance, lstm_relevance, rnn_relevance
 from relprop.rules import LinearRule, Pass, Rule
 
@@ -150,7 +151,7 @@ def layer_relevance(
     dtype = operators.result_type(x, weight, bias)
     engine = backends.get(backend)
     call = backends.LinearCall(linear_map, rule, path=where)
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with neutral_modes(x):
         b = None if bias is None else bias.to(dtype)
         z, saved = engine.forward(call, x.to(dtype), weight.to(dtype), b)
         return engine.relevance(call, saved, relevance.reshape(1, *z.shape).to(dtype))[0].detach()

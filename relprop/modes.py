@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +17,15 @@ __all__ = ["check_modes", "neutral_modes"]
 
 
 @contextmanager
-def neutral_modes() -> Iterator[None]:
-    """No gradients, no autocast, no inference mode: a result does not depend on the caller's."""
+def neutral_modes(*values: Any) -> Iterator[None]:
+    """No gradients, no autocast, no inference mode: a result does not depend on the caller's.
+
+    The current CUDA device is that of the first tensor among the values: kernels run there.
+    """
+    tensors = (value for value in values if isinstance(value, torch.Tensor) and value.is_cuda)
+    first = next(tensors, None)
     with (
+        contextlib.nullcontext() if first is None else torch.cuda.device_of(first),
         torch.inference_mode(False),
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),

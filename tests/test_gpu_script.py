@@ -26,6 +26,7 @@ class Runner:
 
     def __init__(self, **answers: int | None) -> None:
         self.answers = answers
+        self.limits: tuple[int, ...] = (5,)
         self.ran: list[str] = []
         self.commands: list[Sequence[str]] = []
         self.tuned: list[str] = []
@@ -35,7 +36,7 @@ class Runner:
     ) -> int | None:
         self.ran.append(log.stem)
         self.commands.append(command)
-        assert seconds == 5 and "TRITON_INTERPRET" not in environment
+        assert seconds in self.limits and "TRITON_INTERPRET" not in environment
         self.tuned.append(environment["RELPROP_TUNE"])
         return self.answers.get(log.stem, 0)
 
@@ -48,6 +49,17 @@ def run(folder: Path, runner: Runner, *options: str, stages: Sequence[Stage] = T
 def report(folder: Path) -> str:
     (path,) = (folder / "records").glob("gpu-report-*.md")
     return path.read_text()
+
+
+def test_within_a_time_only_what_surely_ends_is_begun(tmp_path: Path) -> None:
+    stages = (THREE[0], Stage("long", 500, "too long", ("-c", "4")), THREE[2])
+    first = Runner()
+    assert run(tmp_path, first, "--within", "400", stages=stages) == 1
+    assert first.ran == ["one", "three"]
+    second = Runner()
+    second.limits = (500,)
+    assert run(tmp_path, second, "--within", "590", stages=stages) == 0
+    assert second.ran == ["long"]
 
 
 def test_a_failure_and_a_time_out_do_not_stop_the_next_and_are_repeated(tmp_path: Path) -> None:

@@ -69,14 +69,17 @@ class Geometry:
 def axes(conv: Conv, taps: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """The constexpr description of the three axes (see `index.phase_taps`)."""
     result = []
-    pads = lift([before for before, _ in conv.padding], 0)
-    for stride, pad, dilation, count in zip(
-        lift(conv.stride, 1), pads, lift(conv.dilation, 1), lift(taps, 1), strict=True
+    before = lift([pads[0] for pads in conv.padding], 0)
+    after = lift([pads[1] for pads in conv.padding], 0)
+    extents = zip(before, after, strict=True)
+    for stride, pads, dilation, count in zip(
+        lift(conv.stride, 1), extents, lift(conv.dilation, 1), lift(taps, 1), strict=True
     ):
         common = gcd(stride, dilation)
         step = stride // common
         inverse = pow(dilation // common, -1, step) if step > 1 else 0
-        result.append((stride, pad, dilation, count, common, step, inverse))
+        unit = stride == count == 1 and pads == (0, 0)
+        result.append((stride, pads[0], dilation, count, common, step, inverse, unit))
     return tuple(result)
 
 

@@ -63,8 +63,8 @@ def axis_step(AXES: tl.constexpr, A: tl.constexpr, PHASED: tl.constexpr):
 
 @triton.jit
 def inside(source, size, AXES: tl.constexpr, A: tl.constexpr, PHASED: tl.constexpr):
-    """Whether a source coordinate exists; always, on a unit axis."""
-    if not PHASED and AXES[A][3] == 1 and AXES[A][0] == 1 and AXES[A][1] == 0:
+    """Whether a source coordinate exists; always, on an axis of one tap that is not padded."""
+    if not PHASED and AXES[A][7]:
         return source >= 0
     else:
         return (source >= 0) & (source < size)

@@ -77,7 +77,7 @@ class GraphedExplainer:
         if record is CudaRecorded and not x.is_cuda:
             raise InputError(f"GraphedExplainer: x is on {x.device}; expected a CUDA device")
         self.explainer, self.x = explainer, x.detach().clone()
-        with neutral_modes():
+        with neutral_modes(self.x):
             graph, plan, engine = explainer._prepare(self._call(self.x))
             if engine is None or not isinstance(plan, Plan):
                 raise InputError(
@@ -115,7 +115,7 @@ class GraphedExplainer:
         kind, expected = ((tuple(t.shape), t.dtype, t.device) for t in (x, self.x))
         if kind != expected:
             raise InputError(f"GraphedExplainer: x is {kind}; recorded was {expected}")
-        with neutral_modes():
+        with neutral_modes(self.x):
             self.explainer._check_inputs(self._call(x))
             self.x.copy_(x)
             self._forward.replay()

@@ -75,12 +75,14 @@ LAYERS = [
         (1, 4, 3, 4),
         (4, 3, 2, 3),
     ),
+    Layer("conv2d 1x1 padded", Conv((1, 1), ((0, 1), (0, 2)), (1, 1)), (2, 3, 3, 4), (5, 3, 1, 1)),
 ]
 QUICK = {
     "dense one",
     "dense tokens",
     "conv1d dilated",
     "conv2d 1x1 stride 2",
+    "conv2d 1x1 padded",
     "conv2d asymmetric",
     "conv2d few a group",
     "depthwise",

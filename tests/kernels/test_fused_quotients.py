@@ -8,7 +8,7 @@ from layer_support import guarded, name, pads
 
 from relprop import kernels
 from relprop.maps import Conv, Dense
-from relprop.rules import AlphaBeta, Epsilon, Gamma, Joint, LinearRule, ZBox, ZPlus
+from relprop.rules import AlphaBeta, Epsilon, Gamma, Joint, LinearRule, WSquare, ZBox, ZPlus
 
 LOWER = [
     Epsilon(1e-2),
@@ -31,6 +31,22 @@ def test_fused_quotient_of_the_layer_below(lower: LinearRule, upper: LinearRule)
     s = kernels.quotient(above, torch.randn(2, 3, 4))
     expected = kernels.quotient(below, kernels.adjoint(above, s))
     fused = kernels.adjoint(above, s, lower=kernels.below(below, above.a.shape))
+    torch.testing.assert_close(fused, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("upper", "tile"),
+    [(WSquare(), None), (WSquare(), "library"), (Epsilon(), "library"), (ZPlus(), None)],
+    ids=name,
+)
+def test_fused_quotient_by_the_input_itself(upper: LinearRule, tile: str | None) -> None:
+    below = kernels.contraction(Dense(), Epsilon(1e-2), torch.randn(3, 5), torch.randn(7, 5), None)
+    assert below.y is not None and below.z is not None
+    assert below.y.data_ptr() == below.z.data_ptr()
+    above = kernels.contraction(Dense(), upper, below.y, torch.randn(4, 7), None)
+    s = kernels.quotient(above, torch.randn(2, 3, 4))
+    expected = kernels.quotient(below, kernels.adjoint(above, s))
+    fused = kernels.adjoint(above, s, lower=kernels.below(below, above.a.shape), tile=tile)
     torch.testing.assert_close(fused, expected, rtol=1e-6, atol=0)
 
 

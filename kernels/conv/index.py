@@ -21,8 +21,9 @@ __all__ = ["axis_step", "inside", "pixels"]
 def phase_taps(phase, AXES: tl.constexpr, A: tl.constexpr, PHASED: tl.constexpr):
     """First tap and number of taps of a phase of one axis.
 
-    AXES[A] is (stride, padding, dilation, taps, common, step, inverse): common = gcd(stride,
-    dilation), step = stride / common, inverse = (dilation / common)^-1 modulo step.
+    AXES[A] is (stride, padding, dilation, taps, common, step, inverse, unit): common = gcd(stride,
+    dilation), step = stride / common, inverse = (dilation / common)^-1 modulo step; `unit` where an
+    output sees the one source coordinate that is its own.
     """
     if PHASED:
         residue = (phase + AXES[A][1]) % AXES[A][0]

@@ -11,6 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 REASON = (
     "needs a CUDA device, or TRITON_INTERPRET=1 from the start of the process: run 'make kernels'"
 )
+
+
+MOST_PROGRAMS = 32
+"""Of a launch in the interpreter, which runs one after the other."""
 
 
 def chosen_device() -> str | None:
@@ -98,8 +103,16 @@ def _interpreter_set_up_once_a_launch() -> Iterator[None]:
         scope.restore = restore
         return scope
 
+    started = interpreter.GridExecutor.__init__
+
+    def start(self: Any, fn: Any, arg_names: Any, grid: Any, *more: Any) -> None:
+        """Triton's own; what needs many programs would take minutes here."""
+        assert callable(grid) or prod(grid) <= MOST_PROGRAMS, f"{fn.__name__}: {grid} programs"
+        started(self, fn, arg_names, grid, *more)
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(interpreter, "_patch_lang", patch)
+        patched.setattr(interpreter.GridExecutor, "__init__", start)
         yield
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from layer_support import DTYPES, LAYOUTS, guarded
 
 from relprop import kernels, reference
 
@@ -20,23 +22,36 @@ MAX_CASES: list[tuple[tuple[int, ...], list[int], list[int], list[int], list[int
 ]
 
 
-def layout(x: torch.Tensor, last: bool) -> torch.Tensor:
-    """Channels first or last in memory."""
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+QUICK = {("channels last", torch.float32), ("sliced", torch.bfloat16)}
+stored = pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow)
+        for each in product(LAYOUTS, DTYPES)
+    ],
+    ids=str,
+)
+"""Every memory layout, inside a buffer of NaN, with every type."""
 
 
-@pytest.mark.parametrize("last", [pytest.param(False, marks=pytest.mark.slow), True])
+def operand(values: torch.Tensor, layout: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The values in a layout and type, and what they are there in float32."""
+    a = guarded(values.to(dtype), layout)
+    return a, a.float().contiguous()
+
+
+@stored
 @pytest.mark.parametrize("case", MAX_CASES, ids=str)
-def test_max_pool_first_of_equal_elements(case: Any, last: bool) -> None:
+def test_max_pool_first_of_equal_elements(case: Any, layout: str, dtype: torch.dtype) -> None:
     shape, kernel, stride, padding, dilation, ceil = case
-    a = layout(torch.randint(-2, 2, shape).float(), last)
+    a, own = operand(torch.randint(-2, 2, shape).float(), layout, dtype)
     spatial = len(kernel)
     function = getattr(F, f"max_pool{spatial}d")
 
     def pool(x: torch.Tensor) -> Any:
         return function(x, kernel, stride, padding, dilation, ceil, return_indices=True)
 
-    expected, indices = pool(a)
+    expected, indices = pool(own)
     y, winners = kernels.max_pool(a, kernel, stride, padding, dilation, ceil)
     assert torch.equal(y, expected) and torch.equal(winners.long(), indices)
     r = torch.randn(3, *y.shape)
@@ -63,11 +78,11 @@ AVERAGE_CASES = [
 ]
 
 
-@pytest.mark.parametrize("last", [pytest.param(False, marks=pytest.mark.slow), True])
+@stored
 @pytest.mark.parametrize("case", AVERAGE_CASES, ids=str)
-def test_average_pool(case: Any, last: bool) -> None:
+def test_average_pool(case: Any, layout: str, dtype: torch.dtype) -> None:
     shape, kernel, stride, padding, ceil, padded, divisor = case
-    a = layout(1 + torch.rand(shape), last)
+    a, own = operand(1 + torch.rand(shape), layout, dtype)
     options = [kernel, stride, padding, ceil, padded] + ([divisor] if len(kernel) > 1 else [])
 
     def pool(x: torch.Tensor) -> torch.Tensor:
@@ -75,7 +90,7 @@ def test_average_pool(case: Any, last: bool) -> None:
         return result
 
     y = kernels.average_pool(a, kernel, stride, padding, ceil, padded, divisor)
-    torch.testing.assert_close(y, pool(a))
+    torch.testing.assert_close(y, pool(own))
     r = torch.randn(2, *y.shape)
     relevance = kernels.average_pool_relevance(
         r, y, a, 0.1, kernel, stride, padding, padded, divisor
@@ -85,6 +100,7 @@ def test_average_pool(case: Any, last: bool) -> None:
         torch.testing.assert_close(relevance[target].double(), exact, rtol=2e-6, atol=2e-6)
 
 
+@stored
 @pytest.mark.parametrize(
     ("shape", "extents"),
     [
@@ -96,15 +112,17 @@ def test_average_pool(case: Any, last: bool) -> None:
     ],
     ids=str,
 )
-def test_adaptive_average_pool(shape: tuple[int, ...], extents: list[int]) -> None:
-    a = 1 + torch.rand(shape)
+def test_adaptive_average_pool(
+    shape: tuple[int, ...], extents: list[int], layout: str, dtype: torch.dtype
+) -> None:
+    a, own = operand(1 + torch.rand(shape), layout, dtype)
 
     def pool(x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = getattr(F, f"adaptive_avg_pool{len(extents)}d")(x, extents)
         return result
 
     y = kernels.adaptive_average_pool(a, extents)
-    torch.testing.assert_close(y, pool(a))
+    torch.testing.assert_close(y, pool(own))
     r = torch.randn(2, *y.shape)
     relevance = kernels.adaptive_average_pool_relevance(r, y, a, 0.1)
     for target in range(2):
@@ -112,9 +130,11 @@ def test_adaptive_average_pool(shape: tuple[int, ...], extents: list[int]) -> No
         torch.testing.assert_close(relevance[target].double(), exact, rtol=2e-6, atol=2e-6)
 
 
+@stored
 @pytest.mark.parametrize("shape", [(1,), (2, 3), (2, 3, 5, 7), (0, 3)], ids=str)
-def test_residual_split(shape: tuple[int, ...]) -> None:
-    a, b, r = torch.randn(shape), torch.randn(shape), torch.randn(3, *shape)
+def test_residual_split(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> None:
+    a, b = (operand(torch.randn(shape), layout, dtype)[0] for _ in range(2))
+    r = torch.randn(3, *shape)
     shares = kernels.residual_split(a, b, r, 0.1)
     for target in range(3):
         exact = reference.sum_relevance(a.double(), b.double(), r[target].double(), 0.1)
@@ -144,10 +164,11 @@ RESAMPLED: list[tuple[tuple[int, ...], tuple[int, ...], bool, tuple[float, ...] 
 ]
 
 
+@stored
 @pytest.mark.parametrize("case", RESAMPLED, ids=str)
-def test_linear_resampling(case: Any) -> None:
+def test_linear_resampling(case: Any, layout: str, dtype: torch.dtype) -> None:
     shape, extents, corners, factors = case
-    a = layout(1 + torch.rand(shape), last=len(shape) == 4)
+    a, own = operand(1 + torch.rand(shape), layout, dtype)
     name = {1: "linear1d", 2: "bilinear2d", 3: "trilinear3d"}[len(extents)]
 
     def resample(x: torch.Tensor) -> torch.Tensor:
@@ -156,7 +177,7 @@ def test_linear_resampling(case: Any) -> None:
         return result
 
     y = kernels.linear_resample(a, extents, corners, factors)
-    torch.testing.assert_close(y, resample(a))
+    torch.testing.assert_close(y, resample(own))
     r = torch.randn(2, *y.shape)
     relevance = kernels.linear_resample_relevance(r, y, a, 0.1, corners, factors)
     for target in range(2):

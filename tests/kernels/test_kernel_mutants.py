@@ -70,9 +70,7 @@ def with_fault(fault: Fault, folder: Path) -> Mapping[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not kernels.interpreted(), reason="in the interpreter alone: nothing to compile"
-)
+@pytest.mark.skipif(not kernels.interpreted(), reason="in the interpreter alone")
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_the_fault_is_noticed(fault: Fault, tmp_path: Path) -> None:
     tests = str(Path(__file__).with_name(fault.tests))

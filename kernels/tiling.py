@@ -155,13 +155,16 @@ def candidates(demand: Demand, limit: Limits) -> list[Tile]:
         registers = min(registers, 32)
     registers //= limit.crowding * (2 if demand.exact and limit.crowding > 1 else 1)
     registers = max(registers, LEAST_REGISTERS)
+    deepest = demand.deepest
+    if limit.crowding > 1 and demand.kernel == "conv_adjoint":
+        deepest = min(deepest, 32)  # at 64 Triton 3.6.0 spills a register or two
     tiles = [
         Tile(m, n, k, warps, stage) for m, n, warps in SHAPES for k in depths for stage in stages
     ]
     return [
         tile
         for tile in tiles
-        if tile.k <= demand.deepest
+        if tile.k <= deepest
         and (tile.m <= 64 or not demand.exact)
         and demand.registers_of(tile) <= registers
         and demand.shared_of(tile) <= limit.shared

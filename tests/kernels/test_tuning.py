@@ -54,6 +54,7 @@ def test_the_fastest_is_kept_for_other_processes(best: int, tmp_path: Path) -> N
     assert tuner.select("a", OPTIONS, ran.append) == OPTIONS[best]
     assert ran == OPTIONS
     assert tuner.select("a", OPTIONS, ran.append) == OPTIONS[best] and clock.calls == 3
+    assert tuner.known("a") == OPTIONS[best] and tuner.known("b") is None and clock.calls == 3
     other = tuning().Tuner(store(tmp_path), Clock([]))
     assert other.select("a", OPTIONS, ran.append) == OPTIONS[best] and len(ran) == 3
     (file,) = tmp_path.iterdir()
@@ -145,6 +146,16 @@ def hopper() -> Any:
     from relprop.kernels.tiling import Limits
 
     return Limits(232_448, 1)
+
+
+def test_adjoints_of_convolutions_are_shallow_before_sm_90() -> None:
+    from relprop.kernels.tiling import Limits, candidates
+
+    ampere = Limits(163_840, 2)
+    for kernel, deepest in (("conv_adjoint", 32), ("conv_contraction", 64)):
+        depths = {tile.k for tile in candidates(demand(kernel=kernel), ampere)}
+        assert max(depths) == deepest
+    assert max(tile.k for tile in candidates(demand(kernel="conv_adjoint"), hopper())) == 64
 
 
 def test_what_is_timed_fits_and_is_no_more_than_a_dozen() -> None:

@@ -156,7 +156,7 @@ def candidates(demand: Demand, limit: Limits) -> list[Tile]:
     registers //= limit.crowding * (2 if demand.exact and limit.crowding > 1 else 1)
     registers = max(registers, LEAST_REGISTERS)
     deepest = demand.deepest
-    if limit.crowding > 1 and demand.kernel == "conv_adjoint":
+    if limit.crowding > 1 and demand.kernel == "conv_adjoint" and not demand.quotients:
         deepest = min(deepest, 32)  # at 64 Triton 3.6.0 spills a register or two
     tiles = [
         Tile(m, n, k, warps, stage) for m, n, warps in SHAPES for k in depths for stage in stages

@@ -42,13 +42,19 @@ class Tuner:
 
     def select(self, key: str, options: list[Choice], run: Callable[[Choice], object]) -> Choice:
         """The fastest of the options for a key, measured at most once."""
-        if key not in self._known:
-            self._known[key] = self._stored(key, options) or self._measured(key, options, run)
-        return self._known[key]
+        found = self.known(key, options)
+        if found is None:
+            found = self._known[key] = self._measured(key, options, run)
+        return found
 
-    def known(self, key: str) -> Choice | None:
-        """The choice made before for a key in this process, if there is one."""
-        return self._known.get(key)
+    def known(self, key: str, options: list[Choice]) -> Choice | None:
+        """The choice made before for a key, here or by another process, if there is one."""
+        if key not in self._known:
+            stored = self._stored(key, options)
+            if stored is None:
+                return None
+            self._known[key] = stored
+        return self._known[key]
 
     def _stored(self, key: str, options: list[Choice]) -> Choice | None:
         found = self.store.get(key)
@@ -147,7 +153,7 @@ def launch(
         options += [LIBRARY] if library is not None else []
         key = f"{demand.key} {details}".strip()
         if torch.cuda.is_current_stream_capturing():  # then nothing may be timed
-            tile = tuner().known(key)
+            tile = tuner().known(key, options)
         else:
             tile = tuner().select(key, options, by)
     if tile is None:

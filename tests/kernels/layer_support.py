@@ -197,18 +197,13 @@ class Truth:
     @cached_property
     def output(self) -> tuple[Tensor, Tensor]:
         """The output and its tolerance."""
-        own, size = (
-            self.layer.map.contraction(a, w) for a, w in ((self.a, self.w), self.magnitudes)
-        )
+        own = self.layer.map.contraction(self.a, self.w)
+        size = self.layer.map.contraction(self.a.abs(), self.w.abs())
         if self.b is not None:
             own = own + self.layer.map.align(self.b)
             size = size + self.layer.map.align(self.b.abs())
         length = self.w.numel() // min(self.w.shape[:2]) + 8
         return own, (length * UNIT + self.operand) * size
-
-    @property
-    def magnitudes(self) -> tuple[Tensor, Tensor]:
-        return self.a.abs(), self.w.abs()
 
     @cached_property
     def relevance(self) -> list[tuple[Tensor, Tensor]]:

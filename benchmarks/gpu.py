@@ -50,6 +50,8 @@ def main(
     if options.only and options.only not in {stage.name for stage in stages}:
         names = ", ".join(stage.name for stage in stages)
         parser.error(f"--only: no stage {options.only!r}; there are {names}")
+    if options.within is not None and options.within < 1:
+        parser.error(f"--within {options.within}: expected 1 second or more")
     commit, found = _commit(), load(folder / "state.json")
     if options.list:
         print(listed(stages, found, commit))

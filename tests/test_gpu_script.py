@@ -62,6 +62,12 @@ def test_within_a_time_only_what_surely_ends_is_begun(tmp_path: Path) -> None:
     assert second.ran == ["long"]
 
 
+def test_no_time_at_all_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(tmp_path, Runner(), "--within", "0")
+    assert "--within 0: expected 1 second or more" in capsys.readouterr().err
+
+
 def test_a_failure_and_a_time_out_do_not_stop_the_next_and_are_repeated(tmp_path: Path) -> None:
     first = Runner(one=1, two=None)
     assert run(tmp_path, first) == 1

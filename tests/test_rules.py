@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from relprop import reference, rules
-from relprop.bounds import bound_tensor
+from relprop.bounds import Bound, bound_tensor
 from relprop.functional import linear_relevance
 from relprop.maps import Dense
 from relprop.terms import ZERO
@@ -189,3 +189,11 @@ def test_absorbed_by_hand() -> None:
     # output 0: 2 * 10 * 1/4 to b+; output 1: z+ = 0, so that -14 reach the inputs (-10) and b- (-4)
     lost = reference.absorbed(Dense(), a, w, b, r, rules.AlphaBeta(2, 1, epsilon=0))
     torch.testing.assert_close(lost, torch.tensor([5.0, 14.0 + 14.0 - 4.0]).double())
+
+
+def test_a_bound_is_copied_once_and_travels_without_its_copies() -> None:
+    bound = Bound(torch.tensor([-1.0, 0.5], dtype=torch.float64))
+    copy = bound.on(torch.device("cpu"))
+    assert copy.dtype is torch.float32 and bound.on(torch.device("cpu")) is copy
+    again = pickle.loads(pickle.dumps(bound))
+    assert again == bound and not again._copies

@@ -211,8 +211,31 @@ def test_a_loss_that_is_not_finite(tmp_path, tasks):
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
+def test_dropout_from_a_later_epoch(tmp_path, tasks):
+    seen: list[bool] = []
+
+    class Watched(Small):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(self.training)
+            return super().forward(images)
+
+    training = Training(Watched, tmp_path, Recipe(epochs=3, batch=200, dropout_from=3))
+    while not training.finished:
+        training.epoch(tasks["train"], tasks["validation"])
+    # each epoch: one step, one batch to validate
+    assert seen == [False, False, False, False, True, False]
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"seed": -1}, {"epochs": 0}, {"batch": 0}, {"rate": 0.0}, {"rate": math.inf}]
+    "wrong",
+    [
+        {"seed": -1},
+        {"epochs": 0},
+        {"batch": 0},
+        {"rate": 0.0},
+        {"rate": math.inf},
+        {"dropout_from": 0},
+    ],
 )
 def test_recipes_out_of_range(wrong):
     with pytest.raises(InputError, match="expected a seed of 0 or more"):

@@ -74,6 +74,13 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.add_argument(
         "--mixed", action="store_true", help="products in bfloat16, weights in float32"
     )
+    command.add_argument(
+        "--dropout-from",
+        metavar="EPOCH",
+        type=int,
+        default=recipe.dropout_from,
+        help="the first epoch with dropout (%(default)s)",
+    )
     command.add_argument("--data", metavar="FOLDER", help="where the data sets' files are")
     command.add_argument("--out", metavar="FOLDER", default="out/train", help="(%(default)s)")
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; cuda where it is")
@@ -161,6 +168,7 @@ def _recipe(arguments: argparse.Namespace, task: str) -> Recipe:
         arguments.patience,
         arguments.compile,
         arguments.mixed,
+        arguments.dropout_from,
     )
 
 
@@ -188,7 +196,8 @@ def _with_progress(
 
 def _in_a_process(arguments: argparse.Namespace, pair: tuple[str, str]) -> int:
     """Train a pair in a process of its own: several share a GPU that one leaves idle."""
-    flags = ["seed", "epochs", "batch_size", "lr", "patience", "data", "out", "device", "threads"]
+    flags = ["seed", "epochs", "batch_size", "lr", "patience", "dropout_from"]
+    flags += ["data", "out", "device", "threads"]
     words = [sys.executable, "-m", "relprop", "train", *pair]
     for flag in flags:
         value = getattr(arguments, flag)

@@ -43,6 +43,7 @@ class Recipe:
         patience: epochs without a gain after which it does.
         compiled: train the network as torch.compile makes it, channels last; wants a C++ compiler.
         mixed: products in bfloat16 (torch.autocast), weights and their steps in float32.
+        dropout_from: the first epoch with dropout: deep recurrences begin to learn sooner without.
     """
 
     seed: int = 0
@@ -53,13 +54,16 @@ class Recipe:
     patience: int = 5
     compiled: bool = False
     mixed: bool = False
+    dropout_from: int = 1
 
     def __post_init__(self) -> None:
-        whole = self.seed >= 0 and min(self.epochs, self.batch, self.patience) >= 1
+        whole = (
+            self.seed >= 0 and min(self.epochs, self.batch, self.patience, self.dropout_from) >= 1
+        )
         if not whole or not (math.isfinite(self.rate) and self.rate > 0):
             raise InputError(
-                f"{self}: expected a seed of 0 or more; epochs, batch and patience of 1 or more; "
-                "a rate above 0"
+                f"{self}: expected a seed of 0 or more; epochs, batch, patience and "
+                "dropout_from of 1 or more; a rate above 0"
             )
 
 
@@ -166,7 +170,7 @@ class Training:
 
     def _pass(self, task: Task, number: int, advance: Callable[[int], None]) -> float:
         """One pass over the samples in random order; the mean loss."""
-        self.model.train()
+        self.model.train(number >= self.recipe.dropout_from)
         order = torch.randperm(len(task)).to(self.device).split(self.recipe.batch)
         total = torch.zeros((), device=self.device)
         for step, chosen in enumerate(order):

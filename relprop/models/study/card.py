@@ -73,11 +73,16 @@ def _row(facts: Mapping[str, Any]) -> str:
         f"{facts['test_accuracy_float32']:.4f}",
         "–" if reported is None else f"{reported:.3f}",
         str(facts["seed"]),
-        f"{facts['best_epoch']} of {facts['epochs_planned']}",
+        f"{facts['best_epoch']} of {facts['epochs_planned']}{_undropped(facts)}",
         ", ".join([facts["device"], *(flag for flag in FLAGS if facts.get(flag))]),
         facts["commit"] or "–",
     ]
     return f"| {' | '.join(shown)} |\n"
+
+
+def _undropped(facts: Mapping[str, Any]) -> str:
+    first = facts.get("dropout_from", 1)
+    return f", dropout from {first}" if first > 1 else ""
 
 
 def card(text: str, rows: str) -> str:

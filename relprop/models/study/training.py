@@ -105,6 +105,7 @@ def _finish(training: Training, test: Task) -> dict[str, Any]:
         "learning_rate": recipe.rate,
         "compiled": recipe.compiled,
         "mixed": recipe.mixed,
+        "dropout_from": recipe.dropout_from,
         "seconds": round(sum(entry["seconds"] for entry in training.log)),
         "device": training.device.type,
         "torch": str(torch.__version__),

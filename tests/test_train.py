@@ -366,7 +366,16 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_killed_and_started_again(tmp_path):
+@pytest.fixture
+def one_thread():
+    """Sums of other threads round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_killed_and_started_again(tmp_path, one_thread):
     """Killed in step 13, the third of epoch 3: the second run goes on with that epoch."""
     words = ["lenet", "mnist", "--epochs", "4", "--batch-size", "40", "--threads", "1"]
     words += ["--out", str(tmp_path)]

@@ -22,6 +22,7 @@ from relprop.lengths import explain_by_length
 from relprop.modes import neutral_modes
 from relprop.planner import AnyPlan, Planner
 from relprop.selection import explained_inputs, explained_labels, layer_value
+from relprop.shared import SharedForward
 from relprop.starting import Starting
 from relprop.targets import squeeze_targets, start_sums
 from relprop.unwrap import unwrap
@@ -204,7 +205,13 @@ class Explainer:
         return explain_within_memory(call, target, start, explained)
 
     def _explained_call(
-        self, call: Call, target: Any, start: Any, full: bool, report: bool
+        self,
+        call: Call,
+        target: Any,
+        start: Any,
+        full: bool,
+        report: bool,
+        shared: SharedForward | None = None,
     ) -> Explanation:
         self._check_inputs(call)
         graph, plan, engine = self._prepare(call)
@@ -218,8 +225,12 @@ class Explainer:
         wanted = [*chosen, *named.values()] if full else chosen
         records: list[StepRecord] = []
         if isinstance(plan, GradientPlan):
-            output, seeds, found = gradients.attribute(plan, self.model, values, begin, wanted)
+            known = shared.differentiable(plan, values, wanted) if shared else None
+            output, seeds, found = gradients.attribute(
+                plan, self.model, values, begin, wanted, known
+            )
         else:
+            engine = shared.engine(engine, plan, values, wanted) if shared else engine
             passed = run.forward(plan, engine, self.model, values)
             output, seeds = passed.output, begin(passed.output)
             batch = (call.batch, self.batch_dim)

@@ -17,7 +17,7 @@ from relprop.methods import GradientMethod
 from relprop.run import located, source_values
 from relprop.tables import table
 
-__all__ = ["GradientPlan", "attribute"]
+__all__ = ["GradientPlan", "Switch", "attribute", "shared_values"]
 
 Seed = Callable[[Tensor], Tensor]
 """From the output to the starting relevance `[K, *output]`."""
@@ -72,21 +72,47 @@ class GradientPlan:
         return table(head, rows) + "\nlayers: " + ", ".join(self.layer_names())
 
 
-class _ModifiedReLU(torch.autograd.Function):
+@dataclass
+class Switch:
+    """How the ReLUs and gates of a graph of autograd's are differentiated, read in the pass back.
+
+    Attributes:
+        relu: of `GradientMethod`; unless it is "plain", gates are constants.
+    """
+
+    relu: str = "plain"
+
+
+class _ReLU(torch.autograd.Function):
     """ReLU whose gradient passes where it is positive, guided: and the output is."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, guided: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, switch: Switch) -> Tensor:
         out = x.relu()
         ctx.save_for_backward(out)
-        ctx.guided = guided
+        ctx.switch = switch
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (out,) = ctx.saved_tensors
-        passed = gradients[0].clamp(min=0)
-        return (passed * (out > 0) if ctx.guided else passed), None
+        (out,), relu = ctx.saved_tensors, ctx.switch.relu
+        passed = gradients[0] if relu == "plain" else gradients[0].clamp(min=0)
+        if relu != "deconvnet":
+            passed = torch.ops.aten.threshold_backward(passed, out, 0)
+        return passed, None
+
+
+class _Gate(torch.autograd.Function):
+    """A factor that is a constant where ReLUs are modified."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, switch: Switch) -> Tensor:
+        ctx.switch = switch
+        return gate.view_as(gate)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
+        return (gradients[0] if ctx.switch.relu == "plain" else None), None
 
 
 def attribute(
@@ -95,8 +121,15 @@ def attribute(
     inputs: Mapping[str, Any],
     seed: Seed,
     wanted: Iterable[str],
+    shared: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The method's maps of the values `wanted`, `[K, *shape]`.
+
+    Args:
+        plan, model, inputs: what is differentiated, and where.
+        seed: from the output to the starting relevance.
+        wanted: names of values.
+        shared: of `shared_values`, its switch set to the method's ReLU; kept for further methods.
 
     Returns:
         The output, its starting relevance, and the maps by name.
@@ -118,10 +151,10 @@ def attribute(
     total: dict[str, Tensor] = {}
     for varied, weight in _points(plan, inputs, wanted):
         with torch.enable_grad():
-            values = _values(plan, model, varied, wanted)
+            values = shared or _values(plan, model, varied, wanted)
             reached = values[plan.output].detach()
             starts = seed(reached)
-            maps = _gradients(plan, values, starts, wanted)
+            maps = _gradients(plan, values, starts, wanted, keep=shared is not None)
         output, start = (reached, starts) if output is None else (output, start)
         for name, gradient in maps.items():
             total[name] = total[name] + weight * gradient if name in total else weight * gradient
@@ -171,11 +204,32 @@ def _baseline(method: GradientMethod, x: Tensor) -> Tensor:
         ) from None
 
 
-def _values(
-    plan: GradientPlan, model: nn.Module, inputs: Mapping[str, Any], wanted: Iterable[str]
+def shared_values(
+    plan: GradientPlan,
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    wanted: Iterable[str],
+    switch: Switch,
 ) -> dict[str, Any]:
-    """The output and the values `wanted`, in a graph of autograd's that leads to them."""
-    graph, method, facts = plan.graph, plan.method, plan.facts
+    """All values, in a graph of autograd's that `switch` makes each gradient method's own."""
+    return _values(plan, model, inputs, wanted, switch)
+
+
+def _values(
+    plan: GradientPlan,
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    wanted: Iterable[str],
+    switch: Switch | None = None,
+) -> dict[str, Any]:
+    """The output and the values `wanted`, in a graph of autograd's that leads to them.
+
+    With a switch all values, and ReLUs and gates that obey it.
+    """
+    graph, facts = plan.graph, plan.facts
+    several = switch is not None
+    if switch is None and plan.method.relu != "plain":
+        switch = Switch(plan.method.relu)
     values = source_values(graph, model, graph.sources) | dict(inputs)
     values = {name: _ordinary(value) for name, value in values.items()}
     wanted = set(wanted)
@@ -185,19 +239,19 @@ def _values(
     last = graph.last_reads([plan.output, *wanted, *_embeddings(plan)])
     for node in graph.nodes.values():
         with located(node):
-            values[node.name] = _value(node, values, method, facts)
+            values[node.name] = _value(node, values, switch, facts)
         if node.op == "embedding" and node.name in facts.carriers and torch.is_grad_enabled():
             values[node.name] = values[node.name].detach().requires_grad_()
-        for name in last[node.name]:
+        for name in () if several else last[node.name]:
             values.pop(name, None)
     return values
 
 
-def _value(node: Node, values: dict[str, Any], method: GradientMethod, facts: Facts) -> Any:
-    if node.op == "relu" and method.relu != "plain":
-        return _ModifiedReLU.apply(values[node.args[0].name], method.relu == "guided")
-    if node.op == "mul" and method.relu != "plain":
-        constant = {n: values[n].detach() for n in node.refs if n in facts.gates}
+def _value(node: Node, values: dict[str, Any], switch: Switch | None, facts: Facts) -> Any:
+    if node.op == "relu" and switch is not None:
+        return _ReLU.apply(values[node.args[0].name], switch)
+    if node.op == "mul" and switch is not None:
+        constant = {n: _Gate.apply(values[n], switch) for n in node.refs if n in facts.gates}
         return node.evaluate({**values, **constant})
     return node.evaluate(values)
 
@@ -217,7 +271,11 @@ def _embeddings(plan: GradientPlan) -> dict[str, str]:
 
 
 def _gradients(
-    plan: GradientPlan, values: dict[str, Any], start: Tensor, wanted: list[str]
+    plan: GradientPlan,
+    values: Mapping[str, Any],
+    start: Tensor,
+    wanted: list[str],
+    keep: bool = False,
 ) -> dict[str, Tensor]:
     embedded = {name: ids for name, ids in _embeddings(plan).items() if ids in wanted}
     floating = [name for name in wanted if name not in plan.facts.tokens]
@@ -228,7 +286,7 @@ def _gradients(
             output,
             [values[name] for name in names],
             row.to(output.dtype),
-            retain_graph=number + 1 < len(start),
+            retain_graph=keep or number + 1 < len(start),
             allow_unused=True,
         )
         for number, row in enumerate(start)

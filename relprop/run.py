@@ -24,17 +24,34 @@ from relprop.layers import Parts, Step
 from relprop.oracle import naive_relevance
 from relprop.plan import Plan
 
-__all__ = ["Engine", "Forward", "evaluate", "forward", "located", "relevance", "source_values"]
+__all__ = [
+    "Engine",
+    "Forward",
+    "arranged",
+    "evaluate",
+    "forward",
+    "located",
+    "relevance",
+    "source_values",
+]
 
 
 @dataclass
 class Engine:
-    """What a run computes with: a backend, and the values that outlive one call when frozen."""
+    """What a run computes with: a backend, and the values that outlive one call when frozen.
+
+    Attributes:
+        backend: of the linear layers.
+        frozen: whether the parameters will not change any more.
+        fixed, caches: what outlives a call then.
+        known: values of this call that a forward pass shared by several methods has computed.
+    """
 
     backend: Backend
     frozen: bool = False
     fixed: dict[str, Any] = field(default_factory=dict)
     caches: dict[str, dict[Any, Any]] = field(default_factory=dict)
+    known: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def naive(self) -> bool:
@@ -44,6 +61,10 @@ class Engine:
     def cache(self, name: str) -> dict[Any, Any] | None:
         """The cache of a layer, if it may outlive the call."""
         return self.caches.setdefault(name, {}) if self.frozen else None
+
+    def value(self, node: Node, values: Mapping[str, Any]) -> Any:
+        """An operation's value, computed unless it is known."""
+        return self.known[node.name] if node.name in self.known else node.evaluate(values)
 
 
 @dataclass
@@ -82,7 +103,7 @@ def forward(
     plan: Plan, engine: Engine, model: nn.Module, inputs: Mapping[str, Any], keep: bool = True
 ) -> Forward:
     """Compute the output, keeping what the relevance pass needs (`keep`)."""
-    inputs = {name: _arranged(value) if plan.convolves else value for name, value in inputs.items()}
+    inputs = {name: arranged(value) if plan.convolves else value for name, value in inputs.items()}
     values = _known(plan, engine, model) | inputs
     shapes: dict[str, Any] = {
         name: value.shape for name, value in inputs.items() if isinstance(value, Tensor)
@@ -94,7 +115,7 @@ def forward(
         step = plan.steps.get(node.name)
         with located(node):
             if step is None:
-                values[node.name] = node.evaluate(values)
+                values[node.name] = engine.value(node, values)
             else:
                 values[node.name], kept = _forward_step(step, values, engine)
                 if keep:
@@ -119,7 +140,7 @@ def located(node: Node) -> Iterator[None]:
         ) from error
 
 
-def _arranged(value: Any) -> Any:
+def arranged(value: Any) -> Any:
     """Images with their channels innermost, which convolutions of float32 are faster on."""
     if not isinstance(value, Tensor) or value.ndim != 4 or value.dtype is not torch.float32:
         return value
@@ -131,7 +152,7 @@ def _known(plan: Plan, engine: Engine, model: nn.Module) -> dict[str, Any]:
         return dict(engine.fixed)
     values = fixed_values(plan, model)
     if engine.frozen:
-        engine.fixed = dict(values)
+        engine.fixed.update(values)
     return values
 
 

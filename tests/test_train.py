@@ -276,6 +276,20 @@ def test_every_pair_can_be_built_and_has_a_bar():
         study.build(name, *study.steps_and_width(task))
 
 
+def test_started_from_another_network(tmp_path):
+    recipe = Recipe(start_from="r_lstm")
+    training = fitting.start("deep", "mnist_maj", tmp_path, recipe)
+    other = study.load("r_lstm", "mnist_maj")
+    torch.testing.assert_close(training.model.features.layers[0].weight,
+                               other.features.layers[0].weight, rtol=0, atol=0)  # fmt: skip
+    fresh = fitting.start("deep", "mnist_maj", tmp_path, Recipe())
+    assert torch.equal(training.model.hidden.weight, fresh.model.hidden.weight)
+    with pytest.raises(InputError, match="conv_plus_deep: no tensor of r_lstm has the name"):
+        fitting.start("conv_plus_deep", "mnist_maj", tmp_path, recipe)
+    with pytest.raises(FileFormatError, match="no trained weights of 'conv_r_lstm'"):
+        fitting.start("conv_deep", "mnist_maj", tmp_path, Recipe(start_from="conv_r_lstm"))
+
+
 # The command.
 
 

@@ -43,8 +43,12 @@ class AtenBackend:
         w: Tensor,
         b: Tensor | None,
         cache: dict[Any, Any] | None = None,
+        known: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """See `relprop.backends.Backend.forward`."""
+        """See `relprop.backends.Backend.forward`.
+
+        `known` is W a + b where it has been computed before; it stays unchanged.
+        """
         dtype = torch.promote_types(torch.promote_types(a.dtype, w.dtype), torch.float32)
         kept, cache = cache is not None, {} if cache is None else cache
         precision = effective_precision(call.precision, a.device)
@@ -57,6 +61,7 @@ class AtenBackend:
             nonnegative=call.nonnegative,
             rectified=call.rectified,
             cache=cache,
+            known=known,
         )
         form = form_of(layer)
         with torch.no_grad(), float32_products(precision, a.device):

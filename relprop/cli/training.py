@@ -81,6 +81,12 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         default=recipe.dropout_from,
         help="the first epoch with dropout (%(default)s)",
     )
+    command.add_argument(
+        "--start-from",
+        metavar="ARCHITECTURE",
+        default=recipe.start_from,
+        help="begin with what fits of its shipped weights for the task, as convolutions",
+    )
     command.add_argument("--data", metavar="FOLDER", help="where the data sets' files are")
     command.add_argument("--out", metavar="FOLDER", default="out/train", help="(%(default)s)")
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; cuda where it is")
@@ -169,6 +175,7 @@ def _recipe(arguments: argparse.Namespace, task: str) -> Recipe:
         arguments.compile,
         arguments.mixed,
         arguments.dropout_from,
+        arguments.start_from,
     )
 
 
@@ -196,7 +203,7 @@ def _with_progress(
 
 def _in_a_process(arguments: argparse.Namespace, pair: tuple[str, str]) -> int:
     """Train a pair in a process of its own: several share a GPU that one leaves idle."""
-    flags = ["seed", "epochs", "batch_size", "lr", "patience", "dropout_from"]
+    flags = ["seed", "epochs", "batch_size", "lr", "patience", "dropout_from", "start_from"]
     flags += ["data", "out", "device", "threads"]
     words = [sys.executable, "-m", "relprop", "train", *pair]
     for flag in flags:

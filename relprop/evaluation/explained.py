@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from relprop.comparison import Comparison
 from relprop.errors import InputError
-from relprop.explainer import Explainer
 from relprop.models import study
 
 __all__ = ["LABELS", "METHODS", "TABLE", "Explained"]
@@ -66,10 +66,8 @@ class Explained:
             raise InputError(
                 f"evaluation: no method {unknown[0]!r}; there are {', '.join(METHODS)}"
             )
-        self._explainers = {
-            key: Explainer(model, study.method(architecture, METHODS[key]), frozen=True)
-            for key in methods
-        }
+        made = {key: study.method(architecture, METHODS[key]) for key in methods}
+        self._comparison = Comparison(model, made, frozen=True)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The logits `[N, classes]`, and the pixels' relevance for each image's label by method.
@@ -81,9 +79,8 @@ class Explained:
         Returns:
             The logits, and relevance `[N, 1, H, W]` of every method, guided backprop's squared.
         """
-        output, found = images.new_zeros(len(images), 0), {}
-        for key, explainer in self._explainers.items():
-            result = explainer.explain(images, target=labels, report=False)
+        found = {}
+        for key, result in self._comparison.explain(images, target=labels, report=False).items():
             output, relevance = result.output, result.relevance
             assert isinstance(relevance, Tensor)
             found[key] = relevance.square() if key in _SQUARED else relevance

@@ -86,7 +86,7 @@ class Operation:
 
     def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
         """The value, and what `relevance` needs."""
-        out = step.node.evaluate(values)
+        out = engine.value(step.node, values)
         return out, self.save(step, values, out)
 
     def save(self, step: Step, values: Mapping[str, Any], out: Any) -> Any:

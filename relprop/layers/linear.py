@@ -38,7 +38,10 @@ class LinearLayer(Operation):
                     f"{list(a.shape)} and {list(z.shape)}; give it another rule"
                 )
             return z, None
-        return engine.backend.forward(step.options["call"], a, w, b, engine.cache(step.name))
+        call, cache = step.options["call"], engine.cache(step.name)
+        if step.name in engine.known:
+            return engine.backend.forward(call, a, w, b, cache, engine.known[step.name])
+        return engine.backend.forward(call, a, w, b, cache)
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         if isinstance(step.rule, Pass):

@@ -42,7 +42,7 @@ class NonNegativeActivation(Activation):
     def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
         if step.options.get("rectified"):
             return values[step.inputs[0]], None
-        if step.options.get("inplace"):
+        if step.options.get("inplace") and step.name not in engine.known:
             return values[step.inputs[0]].relu_(), None
         return super().forward(step, values, engine)
 

@@ -44,6 +44,7 @@ class Recipe:
         compiled: train the network as torch.compile makes it, channels last; wants a C++ compiler.
         mixed: products in bfloat16 (torch.autocast), weights and their steps in float32.
         dropout_from: the first epoch with dropout: deep recurrences begin to learn sooner without.
+        start_from: name of the network whose tensors the first weights are, where they fit.
     """
 
     seed: int = 0
@@ -55,6 +56,7 @@ class Recipe:
     compiled: bool = False
     mixed: bool = False
     dropout_from: int = 1
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         whole = (

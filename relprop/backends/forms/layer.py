@@ -29,6 +29,7 @@ class Layer(Generic[R]):
         nonnegative: whether the input is known to be >= 0.
         cache: for what depends on the weights and on shapes alone.
         rectified: see `relprop.backends.LinearCall`.
+        known: W a + b, where a forward pass shared with other rules has computed it.
     """
 
     rule: R
@@ -38,6 +39,7 @@ class Layer(Generic[R]):
     nonnegative: bool
     cache: dict[Any, Any]
     rectified: bool = False
+    known: Tensor | None = None
 
     @property
     def kept_bias(self) -> Tensor | None:
@@ -51,6 +53,8 @@ class Layer(Generic[R]):
 
     def output(self, a: Tensor) -> Tensor:
         """W a + b; rectified if so asked."""
+        if self.known is not None:
+            return self.known.relu() if self.rectified else self.known
         return self.products.contraction(a, IDENTITY, self.b, rectify=self.rectified)
 
     def stable_bias(self, stabilizer: float) -> Tensor:

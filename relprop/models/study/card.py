@@ -40,6 +40,7 @@ SEEN = {
     ("r_lstm_sd", "fashion_mnist_maj", "76efb72ae5"): (10, 0.8990),
     ("shallow", "mnist", "37b510e966"): (10, 0.9783),
     ("conv_deep", "fashion_mnist", "7de3f665ed"): (10, 0.9107),
+    ("conv_r_lstm_sd", "fashion_mnist_maj", "b4125ec0fd"): (10, 0.9235),
 }
 """Of trainings (model, task, commit) whose epochs were chosen in sight of a test accuracy: the
 epochs before, and the accuracy that they had given."""
@@ -73,16 +74,19 @@ def _row(facts: Mapping[str, Any]) -> str:
         f"{facts['test_accuracy_float32']:.4f}",
         "–" if reported is None else f"{reported:.3f}",
         str(facts["seed"]),
-        f"{facts['best_epoch']} of {facts['epochs_planned']}{_undropped(facts)}",
+        f"{facts['best_epoch']} of {facts['epochs_planned']}{_variations(facts)}",
         ", ".join([facts["device"], *(flag for flag in FLAGS if facts.get(flag))]),
         facts["commit"] or "–",
     ]
     return f"| {' | '.join(shown)} |\n"
 
 
-def _undropped(facts: Mapping[str, Any]) -> str:
-    first = facts.get("dropout_from", 1)
-    return f", dropout from {first}" if first > 1 else ""
+def _variations(facts: Mapping[str, Any]) -> str:
+    """In what a training was not the usual one."""
+    first, batch, start = (facts.get(key) for key in ("dropout_from", "batch", "start_from"))
+    said = f", dropout from {first}" if first and first > 1 else ""
+    said += f", batches of {batch}" if batch and batch != 50 else ""
+    return said + (f", started from {TITLES[start]}" if start else "")
 
 
 def card(text: str, rows: str) -> str:

@@ -39,7 +39,7 @@ class Deep(nn.Module):
             h = torch.relu(self.hidden(torch.cat([u, drop(state)], 1)))
             state = torch.relu(self.recur(drop(h)))
         o = torch.relu(self.out(drop(h)))
-        logits: Tensor = self.output(drop(o))
+        logits: Tensor = self.output(o)
         return logits
 
 

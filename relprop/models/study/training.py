@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from relprop._version import __version__
 from relprop.atomic import replacing
 from relprop.data import Task
+from relprop.errors import InputError
 from relprop.models.study.registry import build, steps_and_width
+from relprop.models.study.shipped import load
 from relprop.models.training import Recipe, Training, accuracy_on
 
 __all__ = ["ACCEPTED", "EPOCHS", "PAIRS", "Tasks", "start", "train", "weights_path"]
@@ -53,12 +56,30 @@ def start(
 ) -> Training:
     """The training of an architecture for a task, gone on with where `folder` has a checkpoint."""
     return Training(
-        partial(build, name, *steps_and_width(task)),
+        partial(_begun, name, task, recipe.start_from),
         folder,
         recipe,
         torch.device(device),
         {"model": name, "task": task},
     )
+
+
+def _begun(name: str, task: str, start_from: str) -> nn.Module:
+    """An untrained network, but for the tensors that a trained one has alike.
+
+    Raises: FileFormatError where the other's weights are not shipped, InputError where none fits.
+    """
+    model = build(name, *steps_and_width(task))
+    if start_from:
+        own, other = model.state_dict(), load(start_from, task).state_dict()
+        shared = {key: x for key, x in other.items() if key in own and x.shape == own[key].shape}
+        if not shared:
+            raise InputError(
+                f"{name}: no tensor of {start_from} has the name and shape of one of its own; "
+                "start from an architecture with the same features, or from none"
+            )
+        model.load_state_dict({**own, **shared})
+    return model
 
 
 def train(
@@ -106,6 +127,7 @@ def _finish(training: Training, test: Task) -> dict[str, Any]:
         "compiled": recipe.compiled,
         "mixed": recipe.mixed,
         "dropout_from": recipe.dropout_from,
+        "start_from": recipe.start_from,
         "seconds": round(sum(entry["seconds"] for entry in training.log)),
         "device": training.device.type,
         "torch": str(torch.__version__),

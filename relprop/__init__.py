@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from relprop import backends, composites, errors, functional, methods, rules
 from relprop._version import __version__
+from relprop.comparison import Comparison
 from relprop.composites import Composite
 from relprop.errors import CaptureError, FileFormatError, InputError, PlanningError, RelpropError
 from relprop.explainer import Explainer, explain
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaptureError",
+    "Comparison",
     "Composite",
     "Explainer",
     "Explanation",

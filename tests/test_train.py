@@ -211,7 +211,7 @@ def test_a_loss_that_is_not_finite(tmp_path, tasks):
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
-def test_dropout_from_a_later_epoch(tmp_path, tasks):
+def test_dropout_in_some_epochs(tmp_path, tasks):
     seen: list[bool] = []
 
     class Watched(Small):
@@ -219,11 +219,12 @@ def test_dropout_from_a_later_epoch(tmp_path, tasks):
             seen.append(self.training)
             return super().forward(images)
 
-    training = Training(Watched, tmp_path, Recipe(epochs=3, batch=200, dropout_from=3))
+    recipe = Recipe(epochs=4, batch=200, dropout_from=3, dropout_until=3)
+    training = Training(Watched, tmp_path, recipe)
     while not training.finished:
         training.epoch(tasks["train"], tasks["validation"])
     # each epoch: one step, one batch to validate
-    assert seen == [False, False, False, False, True, False]
+    assert seen == [False, False, False, False, True, False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -235,10 +236,11 @@ def test_dropout_from_a_later_epoch(tmp_path, tasks):
         {"rate": 0.0},
         {"rate": math.inf},
         {"dropout_from": 0},
+        {"dropout_until": -1},
     ],
 )
 def test_recipes_out_of_range(wrong):
-    with pytest.raises(InputError, match="expected a seed of 0 or more"):
+    with pytest.raises(InputError, match="expected a seed and dropout_until of 0 or more"):
         Recipe(**wrong)
 
 
@@ -353,7 +355,10 @@ def test_what_the_command_refuses(tmp_path, capsys):
         (("vgg", "mnist"), "no architecture 'vgg'"),
         (("lenet", "mnist_maj"), "lenet: 12 steps of width 7"),
         (("conv_r_lstm", "all"), "no pair of the study; name both"),
-        (("lenet", "mnist", "--epochs", 0), "expected a seed of 0 or more; epochs"),
+        (
+            ("lenet", "mnist", "--epochs", 0),
+            "expected a seed and dropout_until of 0 or more; epochs",
+        ),
         (("lenet", "mnist", "--jobs", 0), "--jobs 0 --threads 0: expected"),
         (("lenet", "mnist", "--threads", -1), "--jobs 1 --threads -1: expected"),
         (("lenet", "mnist", "--data", tmp_path), "MNIST, split 'train': not found in"),

@@ -82,6 +82,13 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="the first epoch with dropout (%(default)s)",
     )
     command.add_argument(
+        "--dropout-until",
+        metavar="EPOCH",
+        type=int,
+        default=recipe.dropout_until,
+        help="the last epoch with dropout; 0 for the end (%(default)s)",
+    )
+    command.add_argument(
         "--start-from",
         metavar="ARCHITECTURE",
         default=recipe.start_from,
@@ -176,6 +183,7 @@ def _recipe(arguments: argparse.Namespace, task: str) -> Recipe:
         arguments.mixed,
         arguments.dropout_from,
         arguments.start_from,
+        arguments.dropout_until,
     )
 
 
@@ -203,7 +211,16 @@ def _with_progress(
 
 def _in_a_process(arguments: argparse.Namespace, pair: tuple[str, str]) -> int:
     """Train a pair in a process of its own: several share a GPU that one leaves idle."""
-    flags = ["seed", "epochs", "batch_size", "lr", "patience", "dropout_from", "start_from"]
+    flags = [
+        "seed",
+        "epochs",
+        "batch_size",
+        "lr",
+        "patience",
+        "dropout_from",
+        "dropout_until",
+        "start_from",
+    ]
     flags += ["data", "out", "device", "threads"]
     words = [sys.executable, "-m", "relprop", "train", *pair]
     for flag in flags:

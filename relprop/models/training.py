@@ -44,6 +44,7 @@ class Recipe:
         compiled: train the network as torch.compile makes it, channels last; wants a C++ compiler.
         mixed: products in bfloat16 (torch.autocast), weights and their steps in float32.
         dropout_from: the first epoch with dropout: deep recurrences begin to learn sooner without.
+        dropout_until: the last one, 0 for the end: epochs at a low rate without it fit closer.
         start_from: name of the network whose tensors the first weights are, where they fit.
     """
 
@@ -57,15 +58,15 @@ class Recipe:
     mixed: bool = False
     dropout_from: int = 1
     start_from: str = ""
+    dropout_until: int = 0
 
     def __post_init__(self) -> None:
-        whole = (
-            self.seed >= 0 and min(self.epochs, self.batch, self.patience, self.dropout_from) >= 1
-        )
+        counts = self.epochs, self.batch, self.patience, self.dropout_from
+        whole = min(self.seed, self.dropout_until) >= 0 and min(counts) >= 1
         if not whole or not (math.isfinite(self.rate) and self.rate > 0):
             raise InputError(
-                f"{self}: expected a seed of 0 or more; epochs, batch, patience and "
-                "dropout_from of 1 or more; a rate above 0"
+                f"{self}: expected a seed and dropout_until of 0 or more; epochs, batch, "
+                "patience and dropout_from of 1 or more; a rate above 0"
             )
 
 
@@ -172,7 +173,8 @@ class Training:
 
     def _pass(self, task: Task, number: int, advance: Callable[[int], None]) -> float:
         """One pass over the samples in random order; the mean loss."""
-        self.model.train(number >= self.recipe.dropout_from)
+        last = self.recipe.dropout_until or number
+        self.model.train(self.recipe.dropout_from <= number <= last)
         order = torch.randperm(len(task)).to(self.device).split(self.recipe.batch)
         total = torch.zeros((), device=self.device)
         for step, chosen in enumerate(order):

@@ -84,7 +84,9 @@ def _row(facts: Mapping[str, Any]) -> str:
 def _variations(facts: Mapping[str, Any]) -> str:
     """In what a training was not the usual one."""
     first, batch, start = (facts.get(key) for key in ("dropout_from", "batch", "start_from"))
+    last = facts.get("dropout_until")
     said = f", dropout from {first}" if first and first > 1 else ""
+    said += f", dropout until {last}" if last else ""
     said += f", batches of {batch}" if batch and batch != 50 else ""
     return said + (f", started from {TITLES[start]}" if start else "")
 

@@ -131,6 +131,7 @@ def _finish(training: Training, test: Task) -> dict[str, Any]:
         "compiled": recipe.compiled,
         "mixed": recipe.mixed,
         "dropout_from": recipe.dropout_from,
+        "dropout_until": recipe.dropout_until,
         "start_from": recipe.start_from,
         "seconds": round(sum(entry["seconds"] for entry in training.log)),
         "device": training.device.type,

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 import relprop
 from relprop.errors import FileFormatError, InputError
 from relprop.models import study
-from relprop.models.study import training as fitting
 from relprop.models.study.layers import Dropout, HalfSumPool, convolution, dense
-from relprop.models.training import Recipe
 from relprop.rules import Joint
 
 SINGLE, MAJORITY = (1, 28), (12, 7)
@@ -401,19 +399,3 @@ def test_what_is_not_shipped() -> None:
         study.load("conv_r_lstm", "mnist")
     with pytest.raises(InputError, match="no task 'cifar'"):
         study.load("deep", "cifar")
-
-
-@pytest.mark.parametrize("name", ["conv_plus_deep", "conv_plus_r_lstm_sd"])
-def test_trained_apart_it_is_the_same_network(name, tmp_path):
-    plain = study.build(name, 12, 7).double().eval()
-    apart = fitting.start(name, "mnist_maj", tmp_path, Recipe()).model.double().eval()
-    apart.load_state_dict(plain.state_dict())
-    assert apart.features.apart and not plain.features.apart
-    x = torch.randn(2, 1, 28, 84, dtype=torch.float64)
-    results = []
-    for model in (plain, apart):
-        out = model(x)
-        weight = model.features.conv1.weight
-        results.append((out, *torch.autograd.grad(out.square().sum(), [weight])))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relprop.data import strips
@@ -54,17 +53,12 @@ class ConvPlusFeatures(Features):
         steps: number of strips T of an image.
         width: columns of a strip.
         features: units of the dense layer.
-
-    Attributes:
-        apart: K_1 * [x_t, m_(t-1)] as two sums, that over the pixels for all steps at once: to
-            train, since 24 channels take oneDNN's bfloat16 a third of the time of 25.
     """
 
     def __init__(self, steps: int, width: int, features: int = 128) -> None:
         super().__init__(steps, features)
         self.conv1 = convolution(1 + MAPS[0], MAPS[0], 5)
         self.conv2 = convolution(MAPS[0] + MAPS[1], MAPS[1], 3)
-        self.apart = False
         self.pool = HalfSumPool()
         self.input = dense(_flat_size(width), features)
 
@@ -75,25 +69,11 @@ class ConvPlusFeatures(Features):
         m = pixels.new_zeros(batch, MAPS[0], 28, width)
         n = pixels.new_zeros(batch, MAPS[1], 14, -(-width // 2))
         flat = []
-        for x in self._seen(pixels):
-            m = torch.relu(self._first(x, m))
+        for x in pixels.unbind(1):
+            m = torch.relu(self.conv1(torch.cat([x, m], 1)))
             n = torch.relu(self.conv2(torch.cat([self.pool(m), n], 1)))
             flat.append(self.pool(n).flatten(1))
         return torch.relu(self.input(torch.stack(flat, 1)))
-
-    def _seen(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """The strips, or the first convolution's sums over them alone."""
-        if not self.apart:
-            return pixels.unbind(1)
-        sums = F.conv2d(pixels.flatten(0, 1), self.conv1.weight[:, :1], padding="same")
-        return sums.unflatten(0, pixels.shape[:2]).unbind(1)
-
-    def _first(self, x: Tensor, m: Tensor) -> Tensor:
-        """K_1 * [x, m], x being of `_seen`."""
-        if self.apart:
-            return x + F.conv2d(m, self.conv1.weight[:, 1:], padding="same")
-        maps: Tensor = self.conv1(torch.cat([x, m], 1))
-        return maps
 
 
 class LeNet(nn.Module):

@@ -17,7 +17,6 @@ from relprop._version import __version__
 from relprop.atomic import replacing
 from relprop.data import Task
 from relprop.errors import InputError
-from relprop.models.study.convolutional import ConvPlusFeatures
 from relprop.models.study.registry import build, steps_and_width
 from relprop.models.study.shipped import load
 from relprop.models.training import Recipe, Training, accuracy_on
@@ -71,9 +70,6 @@ def _begun(name: str, task: str, start_from: str) -> nn.Module:
     Raises: FileFormatError where the other's weights are not shipped, InputError where none fits.
     """
     model = build(name, *steps_and_width(task))
-    for module in model.modules():
-        if isinstance(module, ConvPlusFeatures):
-            module.apart = True
     if start_from:
         own, other = model.state_dict(), load(start_from, task).state_dict()
         shared = {key: x for key, x in other.items() if key in own and x.shape == own[key].shape}

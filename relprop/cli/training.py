@@ -94,6 +94,9 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         default=recipe.start_from,
         help="begin with what fits of its shipped weights for the task, as convolutions",
     )
+    command.add_argument(
+        "--freeze", action="store_true", help="train only what reads the features started from"
+    )
     command.add_argument("--data", metavar="FOLDER", help="where the data sets' files are")
     command.add_argument("--out", metavar="FOLDER", default="out/train", help="(%(default)s)")
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; cuda where it is")
@@ -184,6 +187,7 @@ def _recipe(arguments: argparse.Namespace, task: str) -> Recipe:
         arguments.dropout_from,
         arguments.start_from,
         arguments.dropout_until,
+        arguments.freeze,
     )
 
 
@@ -226,6 +230,6 @@ def _in_a_process(arguments: argparse.Namespace, pair: tuple[str, str]) -> int:
     for flag in flags:
         value = getattr(arguments, flag)
         words += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
-    switches = ("compile", "mixed", "restart", "quiet", "debug")
+    switches = ("compile", "mixed", "freeze", "restart", "quiet", "debug")
     words += [f"--{flag}" for flag in switches if getattr(arguments, flag)]
     return subprocess.run(words).returncode

@@ -279,10 +279,11 @@ def baseline(project: Project, at_once: int, limit: float = 600.0) -> Baseline:
 def tests_of(project: Project, mutant: Mutant, known: Baseline, share: float) -> list[str]:
     """The tests that pass through the mutant's function, up to a share of the time of all tests.
 
-    The direct ones come first, then one case of each test function, then the quick ones.  The time
-    is the baseline's own, so that a slow or busy machine runs about the same tests.  What is not in
-    a function concerns all tests of the file.
+    The direct ones come first, then those of the file named after the mutant's, then one case of
+    each test function, then the quick ones.  The time is the baseline's own, so that a slow or busy
+    machine runs about the same tests.  What is not in a function concerns all tests of the file.
     """
+    own_file = f"test_{Path(mutant.path).stem}"
 
     def is_direct(test: str) -> bool:
         return test.split("::")[0] in project.direct
@@ -299,7 +300,12 @@ def tests_of(project: Project, mutant: Mutant, known: Baseline, share: float) ->
     budget = share * sum(known.seconds.values())
     picked: list[str] = []
     total = 0.0
-    for test in sorted(tests, key=lambda t: (not is_direct(t), t not in first, known.seconds[t])):
+
+    def rank(test: str) -> tuple[bool, bool, bool, float]:
+        strange = Path(test.split("::")[0]).stem != own_file
+        return not is_direct(test), strange, test not in first, known.seconds[test]
+
+    for test in sorted(tests, key=rank):
         if picked and total + known.seconds[test] > budget:
             continue
         picked.append(test)

@@ -12,7 +12,7 @@ from relprop.errors import InputError, is_out_of_memory
 from relprop.explainer import Explainer
 from relprop.explanation import Explanation
 from relprop.modes import neutral_modes
-from relprop.shared import SharedForward
+from relprop.shared_forward import SharedForward
 
 __all__ = ["Comparison"]
 
@@ -45,18 +45,9 @@ class Comparison:
             name: Explainer(model, method, **options) for name, method in named.items()
         }
 
-    def __call__(
-        self,
-        *inputs: Any,
-        target: Any = None,
-        start: Any = None,
-        kwargs: Mapping[str, Any] | None = None,
-        lengths: Any = None,
-    ) -> dict[str, Tensor | tuple[Tensor, ...]]:
-        """Relevance of the inputs by method: see `Explainer.__call__`."""
-        found = self.explain(
-            *inputs, target=target, start=start, kwargs=kwargs, lengths=lengths, report=False
-        )
+    def __call__(self, *inputs: Any, **named: Any) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """Relevance of the inputs by method: arguments and maps as of `Explainer.__call__`."""
+        found = self.explain(*inputs, report=False, **named)
         return {name: result.relevance for name, result in found.items()}
 
     def explain(

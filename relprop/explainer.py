@@ -22,7 +22,7 @@ from relprop.lengths import explain_by_length
 from relprop.modes import neutral_modes
 from relprop.planner import AnyPlan, Planner
 from relprop.selection import explained_inputs, explained_labels, layer_value
-from relprop.shared import SharedForward
+from relprop.shared_forward import SharedForward
 from relprop.starting import Starting
 from relprop.targets import squeeze_targets, start_sums
 from relprop.unwrap import unwrap

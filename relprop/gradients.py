@@ -17,7 +17,7 @@ from relprop.methods import GradientMethod
 from relprop.run import located, source_values
 from relprop.tables import table
 
-__all__ = ["GradientPlan", "Switch", "attribute", "shared_values"]
+__all__ = ["GradientPlan", "Switch", "attribute", "differentiable_values"]
 
 Seed = Callable[[Tensor], Tensor]
 """From the output to the starting relevance `[K, *output]`."""
@@ -129,7 +129,8 @@ def attribute(
         plan, model, inputs: what is differentiated, and where.
         seed: from the output to the starting relevance.
         wanted: names of values.
-        shared: of `shared_values`, its switch set to the method's ReLU; kept for further methods.
+        shared: of `differentiable_values`, its switch set to the method's ReLU; kept for further
+            methods.
 
     Returns:
         The output, its starting relevance, and the maps by name.
@@ -146,12 +147,12 @@ def attribute(
     output, start = None, None
     if method.path or method.noise:  # otherwise the one point is the input itself
         with torch.no_grad():
-            output = _values(plan, model, inputs, ())[plan.output].detach()
+            output = differentiable_values(plan, model, inputs, ())[plan.output].detach()
         start = seed(output)
     total: dict[str, Tensor] = {}
     for varied, weight in _points(plan, inputs, wanted):
         with torch.enable_grad():
-            values = shared or _values(plan, model, varied, wanted)
+            values = shared or differentiable_values(plan, model, varied, wanted)
             reached = values[plan.output].detach()
             starts = seed(reached)
             maps = _gradients(plan, values, starts, wanted, keep=shared is not None)
@@ -204,18 +205,7 @@ def _baseline(method: GradientMethod, x: Tensor) -> Tensor:
         ) from None
 
 
-def shared_values(
-    plan: GradientPlan,
-    model: nn.Module,
-    inputs: Mapping[str, Any],
-    wanted: Iterable[str],
-    switch: Switch,
-) -> dict[str, Any]:
-    """All values, in a graph of autograd's that `switch` makes each gradient method's own."""
-    return _values(plan, model, inputs, wanted, switch)
-
-
-def _values(
+def differentiable_values(
     plan: GradientPlan,
     model: nn.Module,
     inputs: Mapping[str, Any],

@@ -78,11 +78,11 @@ FACTS = {
 
 def test_a_row_of_the_card() -> None:
     low = {**FACTS, "model": "lenet", "task": "mnist", "accepted": False, "commit": ""}
-    low.update(dropout_from=4, dropout_until=6, batch=100, start_from="deep", frozen=True)
+    low.update(dropout_from=4, dropout_until=6, batch=100, start_from="deep")
     rows = card.table([low, FACTS]).splitlines()[2:]
     assert rows == [
         "| R-LSTM-SD | `mnist_maj` | 0.9765 | 0.9766 | 0.986 | 4 | 7 of 10 | cpu | abc |",
-        "| LeNet | `mnist` | 0.9765 (below accepted) | 0.9766 | – | 4 | 7 of 10, dropout from 4, dropout until 6, batches of 100, features Deep's and frozen | cpu | – |",  # noqa: E501
+        "| LeNet | `mnist` | 0.9765 (below accepted) | 0.9766 | – | 4 | 7 of 10, dropout from 4, dropout until 6, batches of 100, started from Deep | cpu | – |",  # noqa: E501
     ]
 
 

@@ -292,29 +292,6 @@ def test_started_from_another_network(tmp_path):
         fitting.start("conv_deep", "mnist_maj", tmp_path, Recipe(start_from="conv_r_lstm"))
 
 
-def test_frozen_features_stay(tmp_path):
-    sample = data.task("mnist_maj", "sample")
-    recipe = Recipe(epochs=15, batch=20, dropout_from=16, start_from="r_lstm", frozen=True)
-    training = fitting.start("deep", "mnist_maj", tmp_path, recipe)
-    facts = fitting.train(training, lambda split: sample)
-    assert (facts["start_from"], facts["frozen"], facts["test_samples"]) == ("r_lstm", True, 200)
-    model = study.load("deep", "mnist_maj", fitting.weights_path(tmp_path))
-    other = study.load("r_lstm", "mnist_maj")
-    for key, x in other.features.state_dict().items():
-        torch.testing.assert_close(model.features.state_dict()[key], x, rtol=0, atol=0)
-    assert accuracy_on(model, sample) == facts["test_accuracy"] > 0.3
-    fresh = study.build("deep", 12, 7)
-    assert not torch.equal(model.hidden.weight, fresh.hidden.weight)
-    images, _, _ = sample.batch(slice(0, 3))
-    with torch.no_grad():  # the head that was trained reads what the whole network computes
-        head = training.best_model()(other.features(images)[:, None])
-    torch.testing.assert_close(head, model(images).detach(), rtol=0.02, atol=0.02)
-    for start_from in ("", "conv_r_lstm_sd"):
-        wrong = Recipe(start_from=start_from, frozen=True)
-        with pytest.raises(InputError, match=r"cannot be frozen as those of|no tensor of"):
-            fitting.start("deep", "mnist_maj", tmp_path / "wrong", wrong)
-
-
 # The command.
 
 

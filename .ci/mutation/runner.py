@@ -302,8 +302,8 @@ def tests_of(project: Project, mutant: Mutant, known: Baseline, share: float) ->
     total = 0.0
 
     def rank(test: str) -> tuple[bool, bool, bool, float]:
-        strange = Path(test.split("::")[0]).stem != own_file
-        return not is_direct(test), strange, test not in first, known.seconds[test]
+        elsewhere = Path(test.split("::")[0]).stem != own_file
+        return not is_direct(test), elsewhere, test not in first, known.seconds[test]
 
     for test in sorted(tests, key=rank):
         if picked and total + known.seconds[test] > budget:

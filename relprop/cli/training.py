@@ -94,9 +94,6 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         default=recipe.start_from,
         help="begin with what fits of its shipped weights for the task, as convolutions",
     )
-    command.add_argument(
-        "--freeze", action="store_true", help="train only what reads the features started from"
-    )
     command.add_argument("--data", metavar="FOLDER", help="where the data sets' files are")
     command.add_argument("--out", metavar="FOLDER", default="out/train", help="(%(default)s)")
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; cuda where it is")
@@ -176,18 +173,17 @@ SPLITS = ("train", "validation", "test")
 
 def _recipe(arguments: argparse.Namespace, task: str) -> Recipe:
     return Recipe(
-        arguments.seed,
-        arguments.epochs,
-        arguments.batch_size,
-        arguments.lr,
-        ACCEPTED[task],
-        arguments.patience,
-        arguments.compile,
-        arguments.mixed,
-        arguments.dropout_from,
-        arguments.start_from,
-        arguments.dropout_until,
-        arguments.freeze,
+        seed=arguments.seed,
+        epochs=arguments.epochs,
+        batch=arguments.batch_size,
+        rate=arguments.lr,
+        accepted=ACCEPTED[task],
+        patience=arguments.patience,
+        compiled=arguments.compile,
+        mixed=arguments.mixed,
+        dropout_from=arguments.dropout_from,
+        dropout_until=arguments.dropout_until,
+        start_from=arguments.start_from,
     )
 
 
@@ -215,21 +211,12 @@ def _with_progress(
 
 def _in_a_process(arguments: argparse.Namespace, pair: tuple[str, str]) -> int:
     """Train a pair in a process of its own: several share a GPU that one leaves idle."""
-    flags = [
-        "seed",
-        "epochs",
-        "batch_size",
-        "lr",
-        "patience",
-        "dropout_from",
-        "dropout_until",
-        "start_from",
-    ]
-    flags += ["data", "out", "device", "threads"]
+    flags = ["seed", "epochs", "batch_size", "lr", "patience", "dropout_from", "dropout_until"]
+    flags += ["start_from", "data", "out", "device", "threads"]
     words = [sys.executable, "-m", "relprop", "train", *pair]
     for flag in flags:
         value = getattr(arguments, flag)
         words += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
-    switches = ("compile", "mixed", "freeze", "restart", "quiet", "debug")
+    switches = ("compile", "mixed", "restart", "quiet", "debug")
     words += [f"--{flag}" for flag in switches if getattr(arguments, flag)]
     return subprocess.run(words).returncode

@@ -46,7 +46,6 @@ class Recipe:
         dropout_from: the first epoch with dropout: deep recurrences begin to learn sooner without.
         dropout_until: the last one, 0 for the end: epochs at a low rate without it fit closer.
         start_from: name of the network whose tensors the first weights are, where they fit.
-        frozen: leave the features of that network as they are, and train what reads them.
     """
 
     seed: int = 0
@@ -60,7 +59,6 @@ class Recipe:
     dropout_from: int = 1
     start_from: str = ""
     dropout_until: int = 0
-    frozen: bool = False
 
     def __post_init__(self) -> None:
         counts = self.epochs, self.batch, self.patience, self.dropout_from

@@ -93,8 +93,7 @@ def _variations(facts: Mapping[str, Any]) -> str:
     said = f", dropout from {first}" if first and first > 1 else ""
     said += f", dropout until {last}" if last else ""
     said += f", batches of {batch}" if batch and batch != 50 else ""
-    frozen = " and frozen" if facts.get("frozen") else ""
-    return said + (f", features {TITLES[start]}'s{frozen}" if start else "")
+    return said + (f", started from {TITLES[start]}" if start else "")
 
 
 def card(text: str, rows: str) -> str:

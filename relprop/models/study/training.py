@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from relprop._version import __version__
 from relprop.atomic import replacing
 from relprop.data import Task
 from relprop.errors import InputError
-from relprop.models.study.layers import Features
 from relprop.models.study.registry import build, steps_and_width
 from relprop.models.study.shipped import load
 from relprop.models.training import Recipe, Training, accuracy_on
@@ -58,7 +56,7 @@ def start(
 ) -> Training:
     """The training of an architecture for a task, gone on with where `folder` has a checkpoint."""
     return Training(
-        partial(_head if recipe.frozen else _begun, name, task, recipe.start_from),
+        partial(_begun, name, task, recipe.start_from),
         folder,
         recipe,
         torch.device(device),
@@ -84,51 +82,6 @@ def _begun(name: str, task: str, start_from: str) -> nn.Module:
     return model
 
 
-class _Given(Features):
-    """Features computed before, `[batch, 1, steps, features]`, in the place of images."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`[batch, steps, features]`."""
-        return images[:, 0]
-
-
-def _head(name: str, task: str, start_from: str) -> nn.Module:
-    """What reads the features of the trained network `start_from`, in their place `_Given`.
-
-    Raises: InputError where the network's features are not that one's.
-    """
-    model = _begun(name, task, start_from)
-    own = getattr(model, "features", None)
-    other = load(start_from, task).state_dict() if start_from else {}
-    if own is None or not all(
-        f"features.{key}" in other and torch.equal(x, other[f"features.{key}"])
-        for key, x in own.state_dict().items()
-    ):
-        raise InputError(
-            f"{name}: its features cannot be frozen as those of {start_from or 'no network'}; "
-            "--freeze wants --start-from an architecture that has the same"
-        )
-    model.features = _Given(own.steps, own.features)
-    return model
-
-
-def _whole(head: nn.Module, facts: Mapping[str, Any], start_from: str) -> nn.Module:
-    """The network that a trained head is the head of."""
-    model = _begun(facts["model"], facts["task"], start_from)
-    model.load_state_dict(head.state_dict(), strict=False)
-    return model.eval()
-
-
-@torch.no_grad()
-def _featured(features: nn.Module, task: Task, batch: int = 500) -> Task:
-    """A task whose images are their features, `[n, 1, steps, features]`."""
-    parts = [
-        features(task.batch(slice(first, first + batch))[0]) for first in range(0, len(task), batch)
-    ]
-    blocks = torch.arange(len(task), device=task.labels.device)[:, None]
-    return replace(task, images=torch.cat(parts)[:, None], blocks=blocks)
-
-
 def train(
     training: Training,
     splits: Tasks,
@@ -144,25 +97,14 @@ def train(
         advance, report: called after each step with its samples, after each epoch with its entry.
     """
     if not training.finished:
-        own, held = (_samples(training, splits(split)) for split in ("train", "validation"))
+        own, held = (splits(split).to(training.device) for split in ("train", "validation"))
         while not training.finished:
             report(training.epoch(own, held, advance))
     return _finish(training, splits("test"))
 
 
-def _samples(training: Training, task: Task) -> Task:
-    task = task.to(training.device)
-    if not training.recipe.frozen:
-        return task
-    whole = _whole(training.model, training.facts, training.recipe.start_from)
-    return _featured(whole.get_submodule("features").to(training.device), task)
-
-
 def _finish(training: Training, test: Task) -> dict[str, Any]:
-    model = training.best_model()
-    if training.recipe.frozen:
-        model = _whole(model, training.facts, training.recipe.start_from)
-    model = model.to(training.device)
+    model = training.best_model().to(training.device)
     test = test.to(training.device)
     full = accuracy_on(model, test)
     state = {key: x.to(torch.float16) for key, x in model.state_dict().items()}
@@ -187,7 +129,6 @@ def _finish(training: Training, test: Task) -> dict[str, Any]:
         "dropout_from": recipe.dropout_from,
         "dropout_until": recipe.dropout_until,
         "start_from": recipe.start_from,
-        "frozen": recipe.frozen,
         "seconds": round(sum(entry["seconds"] for entry in training.log)),
         "device": training.device.type,
         "torch": str(torch.__version__),

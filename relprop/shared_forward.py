@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from relprop import run
 from relprop.backends.products import float32_products
-from relprop.gradients import GradientPlan, Switch, shared_values
+from relprop.gradients import GradientPlan, Switch, differentiable_values
 from relprop.methods import GradientMethod
 from relprop.plan import Plan
 from relprop.planner import AnyPlan
@@ -66,4 +66,4 @@ class SharedForward:
             inputs = {name: run.arranged(value) for name, value in inputs.items()}
         device = next(x.device for x in inputs.values() if isinstance(x, Tensor))
         with float32_products("highest", device), torch.set_grad_enabled(self.differentiated):
-            self.values = shared_values(plan, self.model, inputs, wanted, self.switch)
+            self.values = differentiable_values(plan, self.model, inputs, wanted, self.switch)

@@ -292,6 +292,17 @@ def test_started_from_another_network(tmp_path):
         fitting.start("conv_deep", "mnist_maj", tmp_path, Recipe(start_from="conv_r_lstm"))
 
 
+@torch.no_grad()
+def test_started_from_a_network_within(tmp_path):
+    smaller = study.load("conv_deep", "mnist_maj")
+    begun = fitting.start("conv_plus_deep", "mnist_maj", tmp_path, Recipe(start_from="conv_deep"))
+    images = torch.rand(2, 1, 28, 84)
+    torch.testing.assert_close(begun.model.eval()(images), smaller(images))
+    assert begun.model.features.conv1.weight[:, 1:].count_nonzero() == 0
+    with pytest.raises(InputError, match="lenet: no tensor of conv_deep has the name and shape"):
+        fitting.start("lenet", "mnist", tmp_path, Recipe(start_from="conv_deep"))
+
+
 # The command.
 
 

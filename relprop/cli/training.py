@@ -92,7 +92,8 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--start-from",
         metavar="ARCHITECTURE",
         default=recipe.start_from,
-        help="begin with what fits of its shipped weights for the task, as convolutions",
+        help="begin with what fits of its shipped weights for the task, as convolutions do; "
+        "channels that it has not begin at 0",
     )
     command.add_argument("--data", metavar="FOLDER", help="where the data sets' files are")
     command.add_argument("--out", metavar="FOLDER", default="out/train", help="(%(default)s)")

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from relprop._version import __version__
 from relprop.atomic import replacing
@@ -65,21 +66,36 @@ def start(
 
 
 def _begun(name: str, task: str, start_from: str) -> nn.Module:
-    """A network to train: new, but for the tensors that a trained one has alike.
+    """A network to train: new, but for the tensors that a trained one has, too.
 
     Raises: FileFormatError where the other's weights are not shipped, InputError where none fits.
     """
     model = build(name, *steps_and_width(task))
     if start_from:
         own, other = model.state_dict(), load(start_from, task).state_dict()
-        shared = {key: x for key, x in other.items() if key in own and x.shape == own[key].shape}
-        if not shared:
+        shared = {key: _widened(x, own[key]) for key, x in other.items() if key in own}
+        fitting = {key: x for key, x in shared.items() if x is not None}
+        if not fitting:
             raise InputError(
                 f"{name}: no tensor of {start_from} has the name and shape of one of its own; "
                 "start from an architecture with the same features, or from none"
             )
-        model.load_state_dict({**own, **shared})
+        model.load_state_dict({**own, **fitting})
     return model
+
+
+def _widened(trained: Tensor, own: Tensor) -> Tensor | None:
+    """A trained tensor in the shape of one's own, or None where it does not fit.
+
+    A convolution that sees further channels behind the other's begins with zeros there: it starts
+    with the smaller network's function (Net2Net, Chen et al. 2016).
+    """
+    if trained.shape == own.shape:
+        return trained
+    further = own.shape[1] - trained.shape[1] if trained.ndim == own.ndim == 4 else -1
+    if further < 0 or trained.shape[::2] != own.shape[::2] or trained.shape[3] != own.shape[3]:
+        return None
+    return functional.pad(trained, (0, 0, 0, 0, 0, further))
 
 
 def train(

@@ -226,6 +226,15 @@ def test_folders_of_relprop_train_are_understood(tmp_path):
         assert torch.equal(found[name], tensor)
 
 
+@pytest.mark.parametrize("facts", [{"start_from": "conv_deep"}, {"start_from": ""}, {}, None])
+def test_a_cell_says_what_its_network_started_from(tmp_path, facts):
+    metadata = None if facts is None else {"training": json.dumps(facts)}
+    save_file(network().state_dict(), tmp_path / "deep-mnist_maj.safetensors", metadata)
+    cell = job(tmp_path, tmp_path).run()
+    assert cell.start_from == (facts or {}).get("start_from", "")
+    assert job(tmp_path, tmp_path).known() == cell
+
+
 @pytest.mark.slow
 def test_processes_give_the_same_cells(tmp_path, weights):
     names = ("deep", "shallow")
@@ -248,6 +257,11 @@ def test_values_far_from_the_reported_ones_have_one():
     assert reason.startswith("SA -0.081, DTD +0.051, accuracy -0.011: one training here")
     few = cell_of(sensitivity=0.5, samples=1000)
     assert "1000 samples here, 10,000 there" in reasons(few.setting, few)[0]
+    begun = dataclasses.replace(far, start_from="conv_deep")
+    assert (
+        "one training here that began with ConvDeep's weights, the"
+        in reasons(far.setting, begun)[0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ class Cell:
         over_time: by method, for each block that may be the odd one out the mean share of relevance
             of every time step.
         seconds: what it took.
+        start_from: the network whose weights the training began with, empty for none.
     """
 
     setting: Setting
@@ -70,6 +71,7 @@ class Cell:
     conservation: Mapping[str, float]
     over_time: Mapping[str, list[list[float]]]
     seconds: float
+    start_from: str = ""
 
 
 def fingerprint(model: nn.Module) -> str:

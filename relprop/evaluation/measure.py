@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from relprop import data, metrics
 from relprop._version import __version__
 from relprop.data import Task
+from relprop.errors import FileFormatError
 from relprop.evaluation.cells import Cell, Setting, fingerprint, read_cell, write_cell
 from relprop.evaluation.explained import CONSERVING, TABLE, Explained
 from relprop.models import study
@@ -56,6 +57,7 @@ class Job:
         """Measure the cell and write it to its file."""
         model = self.network()
         cell = measure(model, self.task(), self.setting, self.batch)
+        cell = replace(cell, start_from=_start_from(self))
         write_cell(cell, self.folder)
         return cell
 
@@ -66,11 +68,26 @@ def network(name: str, task: str, folder: Path | None = None) -> nn.Module:
     Raises:
         FileFormatError: there is none, or the file is damaged.
     """
+    return study.load(name, task, _written(name, task, folder))
+
+
+def _written(name: str, task: str, folder: Path | None) -> Path | None:
+    """The file of a network in a folder, None for the shipped one."""
     if folder is None:
-        return study.load(name, task)
+        return None
     pair = f"{name}-{task}"
-    written = folder / pair / "weights.safetensors"
-    return study.load(name, task, written if written.is_file() else folder / f"{pair}.safetensors")
+    finished = folder / pair / "weights.safetensors"
+    return finished if finished.is_file() else folder / f"{pair}.safetensors"
+
+
+def _start_from(job: Job) -> str:
+    """The network whose weights a training began with; empty where the file does not say."""
+    name, task = job.setting.model, job.setting.task
+    try:
+        facts = study.describe(name, task, _written(name, task, job.weights))
+    except FileFormatError:  # weights without a record of their training
+        return ""
+    return str(facts.get("start_from", ""))
 
 
 def measure(model: nn.Module, task: Task, setting: Setting, batch: int = BATCH) -> Cell:

@@ -113,7 +113,11 @@ def _unknown(setting: Setting, cell: Cell) -> str:
     """What is different here, where nothing is known to be wrong in the original."""
     few = setting.split == "sample" or setting.samples < 10_000
     some = f"; {setting.samples} samples here, 10,000 there" if few else ""
-    return f"one training here, the mean of seven there{some}; no error is known on either side"
+    other = study.TITLES.get(cell.start_from, cell.start_from)
+    first = f" that began with {other}'s weights" if other else ""
+    return (
+        f"one training here{first}, the mean of seven there{some}; no error is known on either side"
+    )
 
 
 def ordering(cells: Mapping[Setting, Cell]) -> str:

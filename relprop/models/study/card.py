@@ -38,6 +38,8 @@ FLAGS = "compiled", "mixed"
 
 SEEN = {
     ("r_lstm_sd", "fashion_mnist_maj", "76efb72ae5"): (10, 0.8990),
+    ("deep", "mnist", "073b696af8"): (30, 0.9776),
+    ("deep_v2", "mnist", "073b696af8"): (30, 0.9738),
     ("shallow", "mnist", "37b510e966"): (10, 0.9783),
     ("conv_deep", "fashion_mnist", "7de3f665ed"): (10, 0.9107),
     ("conv_r_lstm_sd", "fashion_mnist_maj", "b4125ec0fd"): (10, 0.9235),

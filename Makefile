@@ -86,7 +86,6 @@ bench-report: $(STAMP)
 
 # make figures FIGURES="--data FOLDER" reads the data sets from a folder.
 figures: $(STAMP)
-	$(PY) figures/methods.py
 	$(PY) figures/sequence_example.py
 	$(PY) -m figures $(FIGURES)
 

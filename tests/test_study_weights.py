@@ -123,3 +123,8 @@ def test_damaged_weights_are_not_shipped(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(models, "FOLDER", tmp_path / "weights")
     with pytest.raises(FileFormatError, match="another network's tensors"):
         card.ship(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path, capsys) -> None:
+    assert card.main([str(tmp_path / "nowhere")]) == 1
+    assert "nowhere: no such folder; expected the --out of" in capsys.readouterr().err

@@ -116,8 +116,11 @@ def card(text: str, rows: str) -> str:
 def ship(trained: Path) -> list[Path]:
     """Copy the weights of the trainings in a folder into the package, and renew the card.
 
-    Raises: FileFormatError where weights cannot be read or the card has no place for the table.
+    Raises: FileFormatError where there is no such folder, weights cannot be read, or the card has
+    no place for the table.
     """
+    if not trained.is_dir():
+        raise FileFormatError(f"{trained}: no such folder; expected the --out of `relprop train`")
     copied = []
     for path in sorted(trained.glob(f"*/{weights_path(Path()).name}")):
         name, _, task = path.parent.name.partition("-")

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from relprop._version import __version__
 from relprop.atomic import replacing
@@ -92,10 +91,14 @@ def _widened(trained: Tensor, own: Tensor) -> Tensor | None:
     """
     if trained.shape == own.shape:
         return trained
-    further = own.shape[1] - trained.shape[1] if trained.ndim == own.ndim == 4 else -1
-    if further < 0 or trained.shape[::2] != own.shape[::2] or trained.shape[3] != own.shape[3]:
+    if not trained.ndim == own.ndim == 4:
         return None
-    return functional.pad(trained, (0, 0, 0, 0, 0, further))
+    begun = torch.zeros_like(own)
+    channels = begun[:, : trained.shape[1]]
+    if channels.shape != trained.shape:
+        return None
+    channels.copy_(trained)
+    return begun
 
 
 def train(

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from relprop.data import hub
 from relprop.data.idx import read_idx
 from relprop.data.mirrors import cache_folder, download, fetch_split
 from relprop.data.sequences import Sequences, strips
@@ -100,8 +99,6 @@ def load(
     reason = ""
     if found := _idx_files(dataset, split, root):
         return _prepare(dataset, *found, *(read_idx(path) for path in found))
-    if dataset.name == "mnist" and (path := _pickle(root)):
-        return _prepare(dataset, path, path, *hub.read(path, split))
     if root is None and download:
         try:
             fetch_split(dataset, split, cache_folder(name))
@@ -184,13 +181,6 @@ def _folders(dataset: DataSet, root: PathLike | None) -> tuple[Path, ...]:
     inside = (".", dataset.name, f"{dataset.title}/raw", "data", "package/data")
     packages = (place for place in dataset.packages if not Path(place).is_absolute())
     return tuple(Path(root) / place for place in (*inside, *packages))
-
-
-def _pickle(root: PathLike | None) -> Path | None:
-    if root is None:
-        return hub.find()
-    path = Path(root) / hub.FILE
-    return path if path.is_file() else None
 
 
 def _prepare(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import urllib.request
 import zlib
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO
@@ -19,7 +19,6 @@ __all__ = ["cache_folder", "download", "fetch_split"]
 
 # The largest file, the training images, holds 47,040,016 bytes.
 MAX_BYTES = 1 << 26
-CHUNK = 1 << 16
 TIMEOUT_SECONDS = 20
 
 
@@ -58,14 +57,15 @@ def _fetch(dataset: DataSet, file: str, target: Path) -> None:
     for mirror in dataset.mirrors:
         url = f"{mirror}{file}.gz"
         try:
-            with _open(url) as response, replacing(target) as temporary:
-                digest = hashlib.sha256()
-                with temporary.open("wb") as out:
-                    for piece in _unzipped(response):
-                        digest.update(piece)
-                        out.write(piece)
-                if digest.hexdigest() != dataset.digests[file]:
-                    raise ValueError(f"SHA-256 of the content is {digest.hexdigest()}")
+            with _open(url) as response, gzip.open(response) as stream:
+                content = stream.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise ValueError(f"the content is larger than {MAX_BYTES} bytes")
+            digest = hashlib.sha256(content).hexdigest()
+            if digest != dataset.digests[file]:
+                raise ValueError(f"SHA-256 of the content is {digest}")
+            with replacing(target) as temporary:
+                temporary.write_bytes(content)
             return
         except (OSError, EOFError, ValueError, zlib.error, HTTPException) as error:
             failures.append(f"{url}: {error}")
@@ -78,20 +78,6 @@ def _fetch(dataset: DataSet, file: str, target: Path) -> None:
 def _open(url: str) -> IO[bytes]:
     response: IO[bytes] = urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS)
     return response
-
-
-def _unzipped(stream: IO[bytes]) -> Iterator[bytes]:
-    unpacker = zlib.decompressobj(wbits=31)
-    total = 0
-    while not unpacker.eof:
-        chunk = unpacker.unconsumed_tail or stream.read(CHUNK)
-        if not chunk:
-            raise EOFError("the transfer ended early")
-        piece = unpacker.decompress(chunk, CHUNK * 16)
-        total += len(piece)
-        if total > MAX_BYTES:
-            raise ValueError(f"the content is larger than {MAX_BYTES} bytes")
-        yield piece
 
 
 def _digest(path: Path) -> str:

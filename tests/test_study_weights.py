@@ -16,7 +16,7 @@ from relprop.models import study
 from relprop.models.study import card
 from relprop.models.study.shipped import weights_file
 from relprop.models.study.training import ACCEPTED
-from relprop.models.training import accuracy_on
+from relprop.models.train import accuracy
 
 PAIRS = study.pairs()
 METHODS: tuple[study.Kind, ...] = ("deep_taylor", ("lrp", 1.5, 0.5), ("lrp", 2, 1))
@@ -42,7 +42,7 @@ def test_what_is_stated(name: str, task: str) -> None:
 @pytest.mark.parametrize(("name", "task"), PAIRS)
 def test_accuracy_on_the_sample(name: str, task: str) -> None:
     stated = study.describe(name, task)["test_accuracy"]
-    found = accuracy_on(study.load(name, task), data.task(task, "sample"))
+    found = accuracy(study.load(name, task), data.task(task, "sample"))
     # Four standard deviations of 200 answers, each right with the stated chance.
     assert found >= stated - 4 * (stated * (1 - stated) / 200) ** 0.5
 

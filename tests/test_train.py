@@ -22,7 +22,8 @@ from relprop.errors import FileFormatError, InputError
 from relprop.models import study
 from relprop.models.study import training as fitting
 from relprop.models.study.layers import Dropout, convolution
-from relprop.models.training import Recipe, Training, accuracy_on
+from relprop.models.train import accuracy
+from relprop.models.training import Recipe, Training
 
 RECIPE = Recipe(seed=3, epochs=4, batch=32, rate=1e-3)
 
@@ -142,11 +143,11 @@ def test_seeds_differ(tmp_path):
 
 def test_it_learns_and_keeps_the_best(tmp_path, tasks):
     training = Training(Small, tmp_path, Recipe(epochs=25, batch=20, rate=4e-3))
-    before = accuracy_on(training.best_model(), tasks["train"])
+    before = accuracy(training.best_model(), tasks["train"])
     while not training.finished:
         training.epoch(tasks["train"], tasks["validation"])
     best = max(entry["validation_accuracy"] for entry in training.log)
-    assert accuracy_on(training.best_model(), tasks["validation"]) == best
+    assert accuracy(training.best_model(), tasks["validation"]) == best
     assert best > 0.9 > 0.3 > before
 
 
@@ -256,8 +257,8 @@ def test_the_weights_to_ship(tmp_path, tasks):
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118
     model = study.load("lenet", "mnist", path)
     assert not model.training
-    assert accuracy_on(model, tasks["test"]) == facts["test_accuracy"]
-    full = accuracy_on(training.best_model(), tasks["test"])
+    assert accuracy(model, tasks["test"]) == facts["test_accuracy"]
+    full = accuracy(training.best_model(), tasks["test"])
     assert full == facts["test_accuracy_float32"]
     for key, x in model.state_dict().items():
         assert x.dtype is torch.float32

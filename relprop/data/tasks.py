@@ -7,6 +7,7 @@ known: the blocks where A and B stand.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,6 +70,10 @@ class Task(Dataset[tuple[Tensor, int, Tensor]]):
     def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
         """Several samples at once: images `[n, 1, 28, 28 * blocks]`, labels `[n]`, masks."""
         return self._image(self.blocks[indices]), self.labels[indices], self.masks[indices]
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """All samples in order, `size` at a time, as `batch` gives them."""
+        return (self.batch(slice(k, k + size)) for k in range(0, len(self), size))
 
     def subset(self, count: int) -> Task:
         """The first `count` samples."""

@@ -10,12 +10,23 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from relprop.atomic import replacing
 from relprop.errors import FileFormatError, InputError
 from relprop.models.networks import FashionMNISTConvNet, MNISTConvNet
 
-__all__ = ["Shipped", "describe", "load", "names", "read_facts", "read_weights", "shipped"]
+__all__ = [
+    "Shipped",
+    "describe",
+    "load",
+    "names",
+    "read_facts",
+    "read_weights",
+    "shipped",
+    "write_weights",
+]
 
 FOLDER = Path(__file__).parent / "weights"
 
@@ -91,6 +102,13 @@ def read_facts(path: Path) -> dict[str, object]:
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise _unreadable(path, error) from error
     return facts
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
+    """A safetensors file with the metadata that `read_facts` reads, all at once or not at all."""
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"training": json.dumps(facts)})
 
 
 def _path(name: str, weights: str | os.PathLike[str] | None) -> Path:

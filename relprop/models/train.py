@@ -7,22 +7,20 @@ official 10,000 test images are used once, at the end.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from relprop import data
-from relprop.atomic import replacing
+from relprop.data import Task
 from relprop.errors import RelpropError
-from relprop.models import MODELS, shipped
+from relprop.models import MODELS, shipped, write_weights
 
-__all__ = ["accuracy", "pseudo_class_loss", "train"]
+__all__ = ["accuracy", "one_pass", "pseudo_class_loss", "train"]
 
 TRAINING_IMAGES = 48_000
 BATCH = 100
@@ -38,12 +36,42 @@ def pseudo_class_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> float:
-    """Share of images whose largest logit is the label's; the model is put in evaluation mode."""
+def accuracy(model: nn.Module, task: Task, batch: int = 500) -> float:
+    """Share of a task's samples whose largest logit is the label's, in evaluation mode."""
     model.eval()
-    pairs = zip(images.split(batch), labels.split(batch), strict=True)
-    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in pairs)
-    return right / max(len(labels), 1)
+    device = next(model.parameters()).device
+    right = sum(
+        int((model(images.to(device)).argmax(1) == labels.to(device)).sum())
+        for images, labels, _ in task.batches(batch)
+    )
+    return right / max(len(task), 1)
+
+
+def one_pass(
+    network: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    done: Callable[[int], object] = lambda count: None,
+    *,
+    mixed: bool = False,
+) -> float:
+    """A step of the optimizer for each batch of images and labels; returns the mean loss.
+
+    `done` is called after each step with its number of samples; `mixed`: products in bfloat16.
+    """
+    total: Tensor | float = 0.0
+    count = 0
+    for images, labels in batches:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
+            logits = network(images)
+        loss = pseudo_class_loss(logits.float(), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total = total + loss.detach() * len(labels)
+        count += len(labels)
+        done(len(labels))
+    return float(total) / max(count, 1)
 
 
 def train(
@@ -58,29 +86,20 @@ def train(
     model = shipped(name).network()
     order = torch.randperm(len(images))
     count = min(TRAINING_IMAGES, len(images) * 4 // 5)
-    kept, held = order[:count], order[count:]
+    kept, held = order[:count], data.single_task(images[order[count:]], labels[order[count:]])
     steps = epochs * -(-count // BATCH)
+    # not fused, and the rate step by step: the shipped weights were made so, and come out again
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    validation = accuracy(model, images[held], labels[held])
+    validation = accuracy(model, held)
     for epoch in range(epochs):
         model.train()
-        for chosen in kept[torch.randperm(count)].split(BATCH):
-            loss = pseudo_class_loss(model(images[chosen]), labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-        validation = accuracy(model, images[held], labels[held])
+        chosen = kept[torch.randperm(count)].split(BATCH)
+        batches = ((images[own], labels[own]) for own in chosen)
+        one_pass(model, optimizer, batches, lambda _: schedule.step())
+        validation = accuracy(model, held)
         print(f"epoch {epoch + 1}/{epochs}: validation accuracy {validation:.4f}", flush=True)
     return model.eval(), validation
-
-
-def save(model: nn.Module, path: Path, facts: dict[str, object]) -> None:
-    """Write the weights with their `facts` as safetensors, all at once or not at all."""
-    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(state, temporary, metadata={"training": json.dumps(facts)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, validation = train(
             name, images, labels, epochs=options.epochs, seed=options.seed, rate=options.lr
         )
-        test = accuracy(model, test_images, test_labels)
+        test = accuracy(model, data.single_task(test_images, test_labels))
         facts = {
             "model": name,
             "dataset": options.task,
@@ -109,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "learning_rate": options.lr,
             "torch": torch.__version__,
         }
-        save(model, out, facts)
+        write_weights(out, model.state_dict(), facts)
     except (RelpropError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from relprop.atomic import replacing
 from relprop.data import Task
 from relprop.errors import FileFormatError, InputError
-from relprop.models.train import pseudo_class_loss
+from relprop.models import write_weights
+from relprop.models.train import accuracy, one_pass
 
-__all__ = ["Recipe", "Training", "accuracy_on"]
+__all__ = ["Recipe", "Training"]
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -68,18 +68,6 @@ class Recipe:
                 f"{self}: expected a seed and dropout_until of 0 or more; epochs, batch, "
                 "patience and dropout_from of 1 or more; a rate above 0"
             )
-
-
-@torch.no_grad()
-def accuracy_on(model: nn.Module, task: Task, batch: int = 500) -> float:
-    """Share of a task's samples whose largest logit is the label's, in evaluation mode."""
-    model.eval()
-    device = next(model.parameters()).device
-    right = 0
-    for start in range(0, len(task), batch):
-        images, labels, _ = task.batch(slice(start, start + batch))
-        right += int((model(images.to(device)).argmax(1) == labels.to(device)).sum())
-    return right / max(len(task), 1)
 
 
 @dataclass
@@ -161,7 +149,7 @@ class Training:
         entry = {
             "epoch": number,
             "loss": loss,
-            "validation_accuracy": accuracy_on(self.model, validation),
+            "validation_accuracy": accuracy(self.model, validation),
             "rate": self._rate(number - 1),
             "seconds": round(time.monotonic() - started, 1),
         }
@@ -175,21 +163,17 @@ class Training:
         """One pass over the samples in random order; the mean loss."""
         last = self.recipe.dropout_until or number
         self.model.train(self.recipe.dropout_from <= number <= last)
+        batches = self._batches(task, number)
+        return one_pass(self.network, self.optimizer, batches, advance, mixed=self.recipe.mixed)
+
+    def _batches(self, task: Task, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The samples in random order; before each batch the optimizer gets its step's rate."""
         order = torch.randperm(len(task)).to(self.device).split(self.recipe.batch)
-        total = torch.zeros((), device=self.device)
         for step, chosen in enumerate(order):
-            images, labels, _ = task.batch(chosen)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate(number - 1 + step / len(order))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.mixed):
-                logits = self.network(images)
-            loss = pseudo_class_loss(logits.float(), labels)
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            total += loss.detach() * len(chosen)
-            advance(len(chosen))
-        return float(total) / len(task)
+            images, labels, _ = task.batch(chosen)
+            yield images, labels
 
     def _rate(self, epochs_done: float) -> float:
         return self.recipe.rate * 0.5 * (1 + math.cos(math.pi * epochs_done / self.recipe.epochs))
@@ -206,12 +190,9 @@ class Training:
         for key, parameter in self.model.named_parameters():
             # a parameter that got no gradient has no moments yet
             moments = self.optimizer.state.get(parameter, {})
-            tensors |= {
-                f"{name}.{key}": moments[name].cpu().contiguous() for name in MOMENTS if moments
-            }
+            tensors |= {f"{name}.{key}": moments[name] for name in MOMENTS if moments}
         facts = {"recipe": asdict(self.recipe), "facts": dict(self.facts), "log": self.log}
-        with replacing(self.checkpoint) as temporary:
-            save_file(tensors, temporary, metadata={"training": json.dumps(facts)})
+        write_weights(self.checkpoint, tensors, facts)
         with replacing(self.folder / "log.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.log))
 

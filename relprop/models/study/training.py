@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -10,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from relprop._version import __version__
-from relprop.atomic import replacing
 from relprop.data import Task
 from relprop.errors import InputError
+from relprop.models import write_weights
 from relprop.models.study.registry import build, steps_and_width
 from relprop.models.study.shipped import load
-from relprop.models.training import Recipe, Training, accuracy_on
+from relprop.models.train import accuracy
+from relprop.models.training import Recipe, Training
 
 __all__ = ["ACCEPTED", "EPOCHS", "PAIRS", "Tasks", "start", "train", "weights_path"]
 
@@ -125,10 +124,10 @@ def train(
 def _finish(training: Training, test: Task) -> dict[str, Any]:
     model = training.best_model().to(training.device)
     test = test.to(training.device)
-    full = accuracy_on(model, test)
+    full = accuracy(model, test)
     state = {key: x.to(torch.float16) for key, x in model.state_dict().items()}
     model.load_state_dict({key: x.to(torch.float32) for key, x in state.items()})
-    halved = accuracy_on(model, test)
+    halved = accuracy(model, test)
     recipe, best = training.recipe, training.best
     facts = {
         **training.facts,
@@ -154,9 +153,7 @@ def _finish(training: Training, test: Task) -> dict[str, Any]:
         "relprop": __version__,
         "commit": _commit(),
     }
-    state = {key: x.cpu().contiguous() for key, x in state.items()}
-    with replacing(weights_path(training.folder)) as temporary:
-        save_file(state, temporary, metadata={"training": json.dumps(facts)})
+    write_weights(weights_path(training.folder), state, facts)
     return facts
 
 

@@ -14,15 +14,12 @@ from figures.charts import METHOD_COLOURS, PAGE_INCHES, chart
 from figures.common import Places, run
 from relprop.evaluation import LABELS, Cell
 from relprop.evaluation.explained import TABLE
-from relprop.evaluation.reported import COSINE, REFERENCES, TITLES
+from relprop.evaluation.reported import COSINE, MODELS, REFERENCES, TASKS, TITLES
 from relprop.models import study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-TASKS = ("mnist_maj", "fashion_mnist_maj")
-MODELS = tuple(dict.fromkeys(model for _, model in COSINE))
 
 
 def draw(places: Places) -> list[Path]:

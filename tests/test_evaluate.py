@@ -25,8 +25,9 @@ from relprop.evaluation import (
 from relprop.evaluation.cells import fingerprint, read_cell, write_cell
 from relprop.evaluation.explained import TABLE
 from relprop.evaluation.report import ordering, reasons
-from relprop.evaluation.reported import ACCURACY, COSINE, REFERENCES
+from relprop.evaluation.reported import COSINE, REFERENCES
 from relprop.models import study
+from relprop.models.study.accuracies import ACCURACY
 
 COUNT = 6
 

@@ -13,13 +13,10 @@ from relprop.cli.files import printable
 from relprop.errors import InputError
 from relprop.evaluation import SAMPLES, Cell, Job, Setting, evaluate, report
 from relprop.evaluation.measure import BATCH
-from relprop.evaluation.reported import COSINE, TITLES
+from relprop.evaluation.reported import MODELS, TASKS, TITLES
 from relprop.models import study
 
 __all__ = ["add_evaluate", "run_evaluate"]
-
-TASKS = tuple(dict.fromkeys(task for task, _ in COSINE))
-MODELS = tuple(dict.fromkeys(model for _, model in COSINE))
 
 DESCRIPTION = f"""\
 Measure how well explanations find the two of three images that make the label: the cosine

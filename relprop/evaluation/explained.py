@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from relprop.comparison import Comparison
 from relprop.errors import InputError
+from relprop.evaluation.reported import SHORT
 from relprop.models import study
 
 __all__ = ["LABELS", "METHODS", "TABLE", "Explained"]
@@ -34,7 +35,7 @@ LABELS = {
 }
 """The methods' names in print."""
 
-TABLE = ("sensitivity", "guided_backprop", "deep_taylor", "lrp_alpha1.5_beta0.5")
+TABLE = tuple(SHORT)
 """The methods of the table of cosine similarities."""
 
 CONSERVING = tuple(key for key in METHODS if key == "deep_taylor" or key.startswith("lrp_"))

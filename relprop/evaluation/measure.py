@@ -16,6 +16,7 @@ from relprop.errors import FileFormatError
 from relprop.evaluation.cells import Cell, Setting, fingerprint, read_cell, write_cell
 from relprop.evaluation.explained import CONSERVING, TABLE, Explained
 from relprop.models import study
+from relprop.models.study.training import weights_path
 
 __all__ = ["BATCH", "Job", "measure", "network"]
 
@@ -76,7 +77,7 @@ def _written(name: str, task: str, folder: Path | None) -> Path | None:
     if folder is None:
         return None
     pair = f"{name}-{task}"
-    finished = folder / pair / "weights.safetensors"
+    finished = weights_path(folder / pair)
     return finished if finished.is_file() else folder / f"{pair}.safetensors"
 
 
@@ -105,8 +106,8 @@ def measure(model: nn.Module, task: Task, setting: Setting, batch: int = BATCH) 
     explained = Explained(model.to(dtype), setting.model, TABLE)
     steps, _ = study.steps_and_width(setting.task)
     sums = [
-        _Sums.of(explained, *task.batch(slice(start, start + batch)), steps, dtype)
-        for start in range(0, len(task), batch)
+        _Sums.of(explained, images, labels, masks, steps, dtype)
+        for images, labels, masks in task.batches(batch)
     ]
     whole = _Sums.joined(sums)
     return Cell(

@@ -8,7 +8,6 @@ from itertools import pairwise
 from relprop.evaluation.cells import Cell, Setting
 from relprop.evaluation.explained import TABLE
 from relprop.evaluation.reported import (
-    ACCURACY,
     COSINE,
     REFERENCES,
     SHORT,
@@ -16,6 +15,7 @@ from relprop.evaluation.reported import (
     known_cause,
 )
 from relprop.models import study
+from relprop.models.study.accuracies import ACCURACY
 
 __all__ = ["ordering", "reasons", "report"]
 

@@ -16,7 +16,7 @@ from typing import Any
 from relprop import models
 from relprop.atomic import replacing
 from relprop.errors import FileFormatError, RelpropError
-from relprop.evaluation.reported import ACCURACY, ACCURACY_SINGLE
+from relprop.models.study.accuracies import ACCURACY, ACCURACY_SINGLE
 from relprop.models.study.registry import TITLES
 from relprop.models.study.shipped import describe, load, pairs, weights_file
 from relprop.models.study.training import ACCEPTED, weights_path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from relprop import composites, methods
 from relprop.composites import Composite
 from relprop.errors import InputError
-from relprop.models.study.registry import ARCHITECTURES
+from relprop.models.study.registry import check_name
 from relprop.rules import AlphaBeta, Joint, ZBox
 
 __all__ = ["Kind", "composite", "method"]
@@ -34,11 +34,7 @@ def composite(model_name: str, method: Kind) -> Composite:
 
     Raises: InputError for an unknown architecture or method, or alpha - beta other than 1.
     """
-    if model_name not in ARCHITECTURES:
-        raise InputError(
-            f"relprop.models.study: no architecture {model_name!r}; there are "
-            f"{', '.join(ARCHITECTURES)}."
-        )
+    check_name(model_name)
     if method == "deep_taylor":
         alpha, beta = 1.0, 0.0
         made = composites.deep_taylor(LOW, HIGH, STABILIZER)

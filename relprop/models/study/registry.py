@@ -12,7 +12,7 @@ from relprop.models.study.convolutional import ConvFeatures, ConvPlusFeatures, L
 from relprop.models.study.dense import DenseFeatures, Shallow
 from relprop.models.study.recurrent import RLSTM, Deep
 
-__all__ = ["ARCHITECTURES", "TITLES", "build", "steps_and_width"]
+__all__ = ["ARCHITECTURES", "TITLES", "build", "check_name", "steps_and_width"]
 
 
 def _lenet(steps: int, width: int) -> nn.Module:
@@ -60,6 +60,14 @@ TITLES = {
 SINGLE, MAJORITY = (1, 28), (12, 7)
 
 
+def check_name(name: str) -> None:
+    """Raises InputError that lists the architectures where `name` is none of them."""
+    if name not in ARCHITECTURES:
+        raise InputError(
+            f"relprop.models.study: no architecture {name!r}; there are {', '.join(ARCHITECTURES)}."
+        )
+
+
 def build(name: str, steps: int, width: int) -> nn.Module:
     """An untrained network; its weights come from torch's random numbers.
 
@@ -70,10 +78,7 @@ def build(name: str, steps: int, width: int) -> nn.Module:
 
     Raises: InputError for an unknown name, or sizes that the network cannot have.
     """
-    if name not in ARCHITECTURES:
-        raise InputError(
-            f"relprop.models.study: no architecture {name!r}; there are {', '.join(ARCHITECTURES)}."
-        )
+    check_name(name)
     if steps < 1 or width < 1:
         raise InputError(f"{name}: {steps} steps of width {width}; expected both above 0")
     return ARCHITECTURES[name](steps, width)

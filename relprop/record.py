@@ -7,10 +7,14 @@ alone and is made anew at the next.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,10 +99,21 @@ _LEAVING = {
 
 def _caller() -> str:
     """File and line of the model's code that is running."""
+    folders = _library_folders()
     for frame in reversed(traceback.extract_stack()):
-        if not any(part in frame.filename for part in ("/torch/", "/relprop/", "/numpy/")):
+        if folders.isdisjoint(Path(os.path.realpath(frame.filename)).parents):
             return f"{frame.filename}:{frame.lineno}"
     return "an unknown line"
+
+
+def _library_folders() -> set[Path]:
+    """Where the packages lie whose code is not the model's.
+
+    Their own folders: a folder of the user's may have the same name, as a clone of relprop has.
+    """
+    specs = map(find_spec, ("relprop", "relprop.kernels", "torch", "numpy"))
+    places = [spec.submodule_search_locations or [] for spec in specs if spec is not None]
+    return {Path(os.path.realpath(place)) for place in itertools.chain(*places)}
 
 
 class _Calls:

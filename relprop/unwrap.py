@@ -39,7 +39,8 @@ def unwrap(model: Any) -> nn.Module:
                 f"model: {where} is a TorchScript module, whose operations cannot be captured; "
                 "explain the original nn.Module, or an ExportedProgram's .module()"
             )
-        if "quantized" in type(module).__module__:
+        package, *inner = type(module).__module__.split(".")
+        if package == "torch" and "quantized" in inner:  # a user's own may be called so
             raise CaptureError(
                 f"model: {where} is quantised ({type(module).__name__}); explain the model before "
                 "quantisation"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import same_numbers
 from torch import Tensor, nn
 
 import relprop
@@ -604,7 +605,8 @@ def test_start_tensor(net: nn.Module) -> None:
         )
     start = torch.zeros(2, 5)
     start[:, 1] = net(x).detach()[:, 1]
-    assert torch.equal(explainer(x, start=start), explainer(x, target=1))
+    # the model computed this start, the plan its own
+    same_numbers(explainer(x, start=start), explainer(x, target=1))
 
 
 def test_calls(net: nn.Module) -> None:

@@ -64,9 +64,9 @@ def test_extras() -> None:
 def test_editable_install_has_the_kernels(tmp_path: Path) -> None:
     code = (
         "import importlib.util, relprop.kernels;"
-        "print(relprop.kernels.__file__, importlib.util.find_spec('kernels'))"
+        "print(relprop.kernels.__file__, importlib.util.find_spec('kernels'), sep='\\n')"
     )
-    found, top_level = run("-c", code, cwd=tmp_path).split()
+    found, top_level = run("-c", code, cwd=tmp_path).splitlines()
     assert Path(found) == ROOT / "kernels" / "__init__.py"
     assert top_level == "None"
 
@@ -93,8 +93,8 @@ def test_wheel_works(archives: dict[str, Path], tmp_path: Path) -> None:
     site = tmp_path / "site"
     quiet = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index")
     run(*quiet, "--target", site, archives["wheel"], cwd=tmp_path)
-    code = "import relprop, relprop.kernels; print(relprop.__file__, relprop.kernels.__file__)"
-    found = run("-c", code, cwd=tmp_path, PYTHONPATH=str(site)).split()
+    code = "import relprop, relprop.kernels as k; print(relprop.__file__, k.__file__, sep='\\n')"
+    found = run("-c", code, cwd=tmp_path, PYTHONPATH=str(site)).splitlines()
     assert found == [str(site / f"relprop/{name}__init__.py") for name in ("", "kernels/")]
     words = ("explain", "mnist_cnn", "mnist:sample", "--limit", "2")
     printed = run("-m", "relprop", *words, cwd=tmp_path, PYTHONPATH=str(site))

@@ -19,7 +19,6 @@ from relprop.backends import LinearCall
 from relprop.backends.joined import Below
 from relprop.graph import Graph
 from relprop.layers import Operation, Step
-from relprop.layers.base import argument
 from relprop.layers.pointwise import Activation
 from relprop.maps import Diagonal, LinearMap
 from relprop.rules import Flat, LinearRule, Pass
@@ -128,7 +127,7 @@ def _activation(step: Step) -> str | None:
     node = step.node
     if node.op not in _ACTIVATIONS or len(node.refs) != 1:
         return None
-    exact = node.op != "gelu" or argument(node, 1, "approximate", "none") == "none"
+    exact = node.op != "gelu" or node.argument(1, "approximate", "none") == "none"
     return node.op if exact else None
 
 

@@ -11,15 +11,9 @@ from relprop.backends import LinearCall
 from relprop.errors import PlanningError
 from relprop.graph import Ref
 from relprop.layers.base import Operation, Step, register
-from relprop.maps import LinearMap
 from relprop.rules import Epsilon, LinearRule, Pass, Rule
 
-__all__ = ["LinearLayer", "evaluate_map"]
-
-
-def evaluate_map(linear_map: LinearMap, a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """W.a + b, differentiable."""
-    return linear_map.contraction(a, w, b)
+__all__ = ["LinearLayer"]
 
 
 class LinearLayer(Operation):

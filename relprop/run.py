@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relprop.backends import Backend
-from relprop.backends.joined import joined
 from relprop.binding import rule_text
 from relprop.conservation import StepRecord
 from relprop.errors import RelpropError, is_out_of_memory
 from relprop.evaluate import located, source_values
 from relprop.graph import Graph, Node
 from relprop.layers import Parts, Step
+from relprop.layers.joined import joined
+from relprop.layers.protocol import Backend
 from relprop.oracle import naive_relevance
 from relprop.plan import Plan
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from relprop.backends import LinearCall
 from relprop.errors import PlanningError
 from relprop.graph import Ref
 from relprop.layers.base import Operation, Step, register
+from relprop.layers.protocol import LinearCall
 from relprop.rules import Epsilon, LinearRule, Pass, Rule
 
 __all__ = ["LinearLayer"]
@@ -33,9 +33,7 @@ class LinearLayer(Operation):
                 )
             return z, None
         call, cache = step.options["call"], engine.cache(step.name)
-        if step.name in engine.known:
-            return engine.backend.forward(call, a, w, b, cache, engine.known[step.name])
-        return engine.backend.forward(call, a, w, b, cache)
+        return engine.backend.forward(call, a, w, b, cache, engine.known.get(step.name))
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         if isinstance(step.rule, Pass):

@@ -20,7 +20,8 @@ from relprop.layers.choice import taken
 from relprop.layers.normalise import linearised
 from relprop.layers.pointwise import summand_factors
 from relprop.layers.recurrent import Recurrence
-from relprop.rules import Norm, Pass
+from relprop.recurrent.oracle import relevance_of_samples
+from relprop.rules import Norm, Pass, Recurrent
 
 __all__ = ["naive_relevance"]
 
@@ -38,7 +39,7 @@ def naive_relevance(
     if step.operation.carry == "item":
         return [Parts({step.node.args[1]: r})]
     if isinstance(step.operation, Recurrence):
-        return list(step.operation.naive(step, values, r))
+        return _recurrent(step, step.operation, values, r)
     if step.operation.carry == "packing":
         saved = step.operation.save(step, values, None)
         return list(step.operation.relevance(step, saved, r, None))
@@ -76,6 +77,22 @@ def _one_target(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor
             axis = step.node.args[1] if len(step.node.args) > 1 else -1
             return [torch.cat([r, torch.zeros_like(x.chunk(2, axis)[1])], axis)]
     raise AssertionError(f"{step.where}: unknown way to carry, {step.operation.carry!r}")
+
+
+def _recurrent(
+    step: Step, operation: Recurrence, values: Mapping[str, Any], r: Any
+) -> list[Tensor | None]:
+    """The plain loop, in float32 at least."""
+    assert isinstance(step.rule, Recurrent)
+    sizes = operation.sizes(step.node, values)
+    layout, directions, x, h0, c0, lengths = operation.call(step.node, values)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x, h0 = x.detach().to(dtype), h0.detach().to(dtype)
+    c0 = None if c0 is None else c0.detach().to(dtype)
+    weights = [direction.to(x) for direction in directions]
+    given = [None if part is None else part.to(dtype) for part in operation.unpack(r, sizes)]
+    parts = relevance_of_samples(layout, weights, x, h0, c0, given, step.rule, lengths)
+    return operation.chosen(step, parts, sizes)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from relprop.graph import Graph, Node
 from relprop.layers import Parts, Step
 from relprop.layers.joined import joined
 from relprop.layers.protocol import Backend
-from relprop.oracle import naive_relevance
 from relprop.plan import Plan
 
 __all__ = [
@@ -48,11 +47,6 @@ class Engine:
     fixed: dict[str, Any] = field(default_factory=dict)
     caches: dict[str, dict[Any, Any]] = field(default_factory=dict)
     known: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def naive(self) -> bool:
-        """Whether every operation, not linear layers alone, goes through the reference."""
-        return self.backend.name == "reference"
 
     def cache(self, name: str) -> dict[Any, Any] | None:
         """The cache of a layer, if it may outlive the call."""
@@ -105,7 +99,7 @@ def forward(
             if step is None:
                 values[node.name] = engine.value(node, values)
             else:
-                values[node.name], kept = _forward_step(step, values, engine)
+                values[node.name], kept = step.operation.forward(step, values, engine)
                 if keep:
                     saved[node.name] = kept
         shapes[node.name] = getattr(values[node.name], "shape", None)
@@ -128,13 +122,6 @@ def _known(plan: Plan, engine: Engine, model: nn.Module) -> dict[str, Any]:
     if engine.frozen:
         engine.fixed.update(values)
     return values
-
-
-def _forward_step(step: Step, values: dict[str, Any], engine: Engine) -> tuple[Any, Any]:
-    if engine.naive and step.operation.carry != "linear":
-        arguments = {name: values[name] for name in step.node.refs}
-        return step.node.evaluate(values), arguments
-    return step.operation.forward(step, values, engine)
 
 
 def relevance(
@@ -175,8 +162,6 @@ def relevance(
 
 def _relevance_step(step: Step, saved: Any, r: Tensor | Parts, engine: Engine) -> Any:
     try:
-        if engine.naive and step.operation.carry != "linear":
-            return naive_relevance(step, saved, r)
         return step.operation.relevance(step, saved, r, engine)
     except RuntimeError as error:
         if is_out_of_memory(error) or isinstance(error, RelpropError):

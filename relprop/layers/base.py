@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "quotient",
     "register",
     "registered",
+    "run_by",
     "unbroadcast",
 ]
 
@@ -111,6 +113,13 @@ class Operation:
     def accepts(self, rule: Rule) -> bool:
         """Whether the rule can be given to this operation."""
         return False
+
+
+@cache
+def run_by(runner: type[Operation], described: type[Operation]) -> Operation:
+    """An operation that one class describes and another, a backend's, runs."""
+    made: Operation = type(runner.__name__, (runner, described), {})()
+    return made
 
 
 _OPERATIONS: dict[str, Operation] = {}

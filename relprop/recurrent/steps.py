@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop import backends
+from relprop.backends.aten_linear import AtenLinear
 from relprop.layers.protocol import LinearCall
 from relprop.layers.quotients import flush_tiny_
 from relprop.maps import Dense
@@ -42,7 +42,7 @@ class _Steps:
         self.inputs = self.features + tape.h.shape[-1]
         above = inflow.above
         self.r_x = above.new_zeros(self.count, self.targets, self.batch, self.features)
-        self.backend = backends.get("aten")
+        self.backend = AtenLinear()
 
     def run(self) -> Outflow:
         above, last = self.inflow.above, self.inflow.last

@@ -154,10 +154,11 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def quotient(r: Tensor, z: Tensor, epsilon: float) -> Tensor:
-    """r / st(z), 0 where st(z) is 0."""
+    """r / st(z), 0 where st(z) is 0; so is the gradient there."""
     z = wide(z)
     if epsilon == 0:
-        return torch.where(z == 0, torch.zeros((), dtype=r.dtype, device=r.device), r / z)
+        empty = z == 0
+        return torch.where(empty, 0.0, r / torch.where(empty, 1.0, z))
     return r / torch.where(z >= 0, z + epsilon, z - epsilon)
 
 

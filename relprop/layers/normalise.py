@@ -17,7 +17,7 @@ from relprop.graph import Node, Ref
 from relprop.layers.base import Operation, Step, quotient, register, wide
 from relprop.rules import Norm, Pass, Rule
 
-__all__ = ["GroupNorm", "LayerNorm", "linearised"]
+__all__ = ["GroupNorm", "LayerNorm"]
 
 
 class _Normalisation(Operation):
@@ -124,14 +124,3 @@ class GroupNorm(_Normalisation):
         inverse = inverse.reshape(x.shape[0], x.shape[1], *(1,) * (x.ndim - 2))
         gain = self.gain(node, x, values)
         return inverse if gain is None else inverse * gain
-
-
-def linearised(step: Step, values: Mapping[str, Any], x: Tensor) -> Tensor:
-    """The linear part as a function of x, sigma as it was: what the reference differentiates."""
-    operation = step.operation
-    assert isinstance(operation, _Normalisation)
-    slope = operation.slope(step.node, wide(values[step.inputs[0]]), values)
-    if not operation.centred(step.node):
-        return x * slope
-    groups = operation.grouped(step.node, x)
-    return (groups - groups.mean(-1, keepdim=True)).view(x.shape) * slope

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.layers.base import Step
+from relprop.layers.base import Step, quotient
 from relprop.layers.precision import float32_products
 from relprop.layers.recurrent import Call, Parted, RecurrentRun, States
 from relprop.recurrent.fused import fused_scan
@@ -21,7 +21,6 @@ from relprop.recurrent.layout import Direction, Layout
 from relprop.recurrent.reduced import Inflow, Outflow, Scan, at_last, reduced_relevance, scan_of
 from relprop.recurrent.steps import stepwise_relevance
 from relprop.recurrent.tape import Tape, run
-from relprop.reference import quotient
 from relprop.rules import Recurrent
 
 __all__ = ["AtenRecurrence", "Saved", "forward", "relevance"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -115,11 +114,15 @@ class Operation:
         return False
 
 
-@cache
+_RUN: dict[tuple[type[Operation], type[Operation]], Operation] = {}
+
+
 def run_by(runner: type[Operation], described: type[Operation]) -> Operation:
     """An operation that one class describes and another, a backend's, runs."""
-    made: Operation = type(runner.__name__, (runner, described), {})()
-    return made
+    pair = runner, described
+    if pair not in _RUN:
+        _RUN[pair] = type(runner.__name__, pair, {})()
+    return _RUN[pair]
 
 
 _OPERATIONS: dict[str, Operation] = {}

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from relprop.graph import Node, Ref, refs_of
-from relprop.layers.base import argument
 
 __all__ = ["is_gate", "is_magnitude"]
 
@@ -75,7 +74,7 @@ def _bounds(node: Node) -> tuple[Any, Any]:
         return 0, 6
     names = ("min_val", "max_val") if node.op == "hardtanh" else ("min", "max")
     default = (-1, 1) if node.op == "hardtanh" else (None, None)
-    low, high = (argument(node, i + 1, names[i], default[i]) for i in (0, 1))
+    low, high = (node.argument(i + 1, names[i], default[i]) for i in (0, 1))
     return low, high
 
 

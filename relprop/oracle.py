@@ -7,20 +7,17 @@ a plan, one target at a time, by how they carry relevance.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from relprop import reference
-from relprop.graph import map_refs
+from relprop.graph import Node, Ref, map_refs
 from relprop.layers import Parts, Step
-from relprop.layers.choice import taken
-from relprop.layers.normalise import linearised
-from relprop.layers.pointwise import summand_factors
 from relprop.layers.recurrent import Recurrence
-from relprop.rules import Norm, Pass
+from relprop.recurrent.oracle import relevance_of_samples
+from relprop.rules import Norm, Pass, Recurrent
 
 __all__ = ["naive_relevance"]
 
@@ -38,10 +35,9 @@ def naive_relevance(
     if step.operation.carry == "item":
         return [Parts({step.node.args[1]: r})]
     if isinstance(step.operation, Recurrence):
-        return list(step.operation.naive(step, values, r))
+        return _recurrent(step, step.operation, values, r)
     if step.operation.carry == "packing":
-        saved = step.operation.save(step, values, None)
-        return list(step.operation.relevance(step, saved, r, None))
+        return [torch.stack([_packing(step, values, row) for row in r.items[0]])]
     targets = [_one_target(step, values, row) for row in r]
     return [
         None if parts[0] is None else torch.stack([part for part in parts if part is not None])
@@ -62,9 +58,9 @@ def _one_target(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor
         case "normalisation":
             return [r if isinstance(step.rule, Pass) else _normalisation(step, values, r)]
         case "choice":
-            return [(r * mask).sum_to_size(shape) for mask, shape in taken(step, values)]
+            return _choice(step, values, r)
         case "sum":
-            return list(_sum(step, values, r))
+            return _sum(step, values, r)
         case "product":
             shapes = [values[name].shape for name in step.inputs]
             shares = step.options["shares"]
@@ -76,6 +72,22 @@ def _one_target(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor
             axis = step.node.args[1] if len(step.node.args) > 1 else -1
             return [torch.cat([r, torch.zeros_like(x.chunk(2, axis)[1])], axis)]
     raise AssertionError(f"{step.where}: unknown way to carry, {step.operation.carry!r}")
+
+
+def _recurrent(
+    step: Step, operation: Recurrence, values: Mapping[str, Any], r: Any
+) -> list[Tensor | None]:
+    """The plain loop, in float32 at least."""
+    assert isinstance(step.rule, Recurrent)
+    sizes = operation.sizes(step.node, values)
+    layout, directions, x, h0, c0, lengths = operation.call(step.node, values)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x, h0 = x.detach().to(dtype), h0.detach().to(dtype)
+    c0 = None if c0 is None else c0.detach().to(dtype)
+    weights = [direction.to(x) for direction in directions]
+    given = [None if part is None else part.to(dtype) for part in operation.unpack(r, sizes)]
+    parts = relevance_of_samples(layout, weights, x, h0, c0, given, step.rule, lengths)
+    return operation.chosen(step, parts, sizes)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -109,7 +121,7 @@ def _adjoint(step: Step, values: Mapping[str, Any], position: int, r: Tensor) ->
     function = _of(step, values, position)
     x = values[step.inputs[position]]
     if step.operation.carry == "winner":
-        return _winner(function, x, r)
+        return reference.winner_relevance(function, x, r)
     if not x.is_floating_point():  # token ids: moved as numbers, their relevance with them
         return reference.movement_relevance(function, torch.zeros(x.shape, dtype=r.dtype), r)
     return reference.movement_relevance(function, x.to(r.dtype), r)
@@ -120,34 +132,75 @@ def _normalisation(step: Step, values: Mapping[str, Any], r: Tensor) -> Tensor:
     assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
     x = _wide(values[step.inputs[0]])
     s = reference.quotient(r, step.node.evaluate(values), step.rule.epsilon)
-    return x * reference.movement_relevance(partial(linearised, step, values), x, s)
+    return x * reference.movement_relevance(_linear_part(step.node, values, x), x, s)
 
 
-def _winner(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
-    """Max pooling through autograd, of ranks instead of values.
+def _linear_part(node: Node, values: Mapping[str, Any], x: Tensor) -> Callable[[Tensor], Tensor]:
+    """gain * (u - mean(u)) / sigma as a function of u, sigma that of x; an RMS norm has no mean."""
+    if node.op in ("layer_norm", "rms_norm"):
+        shape, over, place = x.shape, range(-len(node.args[1]), 0), tuple(node.args[1])
+        at = 2
+    else:
+        groups = x.shape[1] if node.op == "instance_norm" else node.args[1]
+        shape = torch.Size((x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]))
+        over, place = range(2, len(shape)), (1, x.shape[1], *[1] * (x.ndim - 2))
+        at = 1 if node.op == "instance_norm" else 2
+    axes = tuple(over)
+    added = {"layer_norm": (4, 1e-5), "group_norm": (4, 1e-5), "instance_norm": (7, 1e-5)}
+    position, default = added.get(node.op, (3, None))
+    epsilon = node.argument(position, "eps", default)
+    epsilon = torch.finfo(x.dtype).eps if epsilon is None else epsilon
+    gain = map_refs(node.argument(at, "weight", None), values.__getitem__)
 
-    `amax` divides ties in autograd; ranks have none, the first of equal values ranking highest.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        ranks = _ranks(x).to(r.dtype).requires_grad_()
-        (relevance,) = torch.autograd.grad(function(ranks), ranks, r)
-    return relevance
+    def centred(u: Tensor) -> Tensor:
+        u = u.reshape(shape)
+        return u if node.op == "rms_norm" else u - u.mean(axes, keepdim=True)
+
+    sigma = torch.sqrt((centred(x) ** 2).mean(axes, keepdim=True) + epsilon)
+
+    def function(u: Tensor) -> Tensor:
+        y = (centred(u) / sigma).reshape(x.shape)
+        return y if gain is None else y * gain.to(y).reshape(place)
+
+    return function
 
 
-def _ranks(x: Tensor) -> Tensor:
-    """Each element's rank in the whole tensor, equal values ranked in falling order of position."""
-    order = torch.argsort(x.flatten().flip(0), stable=True)
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(order), device=x.device)
-    return ranks.flip(0).view(x.shape)
+def _packing(step: Step, values: Mapping[str, Any], r: Tensor) -> Tensor:
+    """Packing and unpacking return their data first, then its sizes."""
+    function, x = _of(step, values, 0), values[step.inputs[0]].to(r)
+    return reference.movement_relevance(lambda data: function(data)[0], x, r)
 
 
-def _sum(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor]:
+def _choice(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor | None]:
+    """Where the first operand is the result it takes all; elsewhere the second does."""
+    first = values[step.node.args[0].name] == step.node.evaluate(values)
+    return _carried(step, values, torch.where(first, r, 0.0), torch.where(first, 0.0, r))
+
+
+def _sum(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor | None]:
+    """a + alpha b, a - alpha b or, rsub, b - alpha a, one of them perhaps a number."""
     if isinstance(step.rule, Pass):
-        return [r.sum_to_size(values[name].shape) for name in step.inputs]
+        return _carried(step, values, r, r)
     assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
-    total = step.node.evaluate(values)
-    carrying = [values[name] for name in step.inputs]
-    factors = summand_factors(step)
-    s = reference.quotient(r, total, step.rule.epsilon)
-    return [(s * x * f).sum_to_size(x.shape) for x, f in zip(carrying, factors, strict=True)]
+    node, alpha = step.node, step.node.argument(2, "alpha", 1)
+    a, b = (
+        _wide(torch.as_tensor(map_refs(x, values.__getitem__), device=r.device)).to(r.dtype)
+        for x in node.args[:2]
+    )
+    match node.op:
+        case "add":
+            a, b = a, alpha * b
+        case "sub":
+            a, b = a, -alpha * b
+        case "rsub":
+            a, b = -alpha * a, b
+    return _carried(step, values, *reference.sum_relevance(a, b, r, step.rule.epsilon))
+
+
+def _carried(step: Step, values: Mapping[str, Any], *shares: Tensor) -> list[Tensor | None]:
+    """Of the shares of the first operands those of the step's inputs, shaped as these are."""
+    return [
+        share.sum_to_size(values[x.name].shape)
+        for x, share in zip(step.node.args, shares, strict=False)
+        if isinstance(x, Ref) and x.name in step.inputs
+    ]

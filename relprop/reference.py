@@ -18,7 +18,7 @@ from relprop.bounds import bound_tensor
 from relprop.errors import InputError
 from relprop.maps import LinearMap
 from relprop.rules import AlphaBeta, Joint, LinearRule
-from relprop.terms import Group, Modifier, modified
+from relprop.terms import Group, Modifier
 
 __all__ = [
     "absorbed",
@@ -72,9 +72,9 @@ def linear_relevance(
         for group, z, scale in _denominators(linear_map, a, w, b, rule):
             s = scale * quotient(relevance, z, rule.epsilon)
             for term in group.terms:
-                modified = modify(term.input, a, linear_map, rule)
+                entering = modify(term.input, a, linear_map, rule)
                 weight = modify(term.weight, w, linear_map, rule)
-                result += modified * _adjoint(partial(linear_map.contraction, w=weight), a, s)
+                result += entering * _adjoint(partial(linear_map.contraction, w=weight), a, s)
         return result
 
 
@@ -133,27 +133,27 @@ def movement_relevance(
         return _adjoint(function, _own(a), _own(relevance))
 
 
-def winner_relevance(
-    function: Callable[[Tensor], tuple[Tensor, Tensor]], a: Tensor, relevance: Tensor, spatial: int
-) -> Tensor:
-    """Winner takes all: relevance goes to the element that max pooling selected.
+def winner_relevance(function: Callable[[Tensor], Tensor], a: Tensor, relevance: Tensor) -> Tensor:
+    """Winner takes all: relevance goes to the element that a maximum is, the first of equal ones.
+
+    The maximum is differentiated at ranks instead of values: `amax` divides ties in autograd; ranks
+    have none, the first of equal values ranking highest.
 
     Args:
-        function: returns maxima and, as torch's pooling does with `return_indices=True`, their
-            positions in the input's flattened spatial axes, the first one of equal elements.
-        a: the input, `[..., *spatial axes]`.
+        function: the maxima of any windows of its input.
+        a: the input.
         relevance: shaped like the maxima.
-        spatial: number of spatial axes.
 
     Returns:
         Relevance shaped like `a`, detached.
     """
+    order = torch.argsort(a.flatten().flip(0), stable=True)
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order), device=a.device)
     with _autograd():
-        a, relevance = _own(a), _own(relevance)
-        _, indices = function(a)
-        result = torch.zeros_like(a, memory_format=torch.contiguous_format).flatten(-spatial)
-        result.scatter_add_(-1, indices.flatten(-spatial), relevance.flatten(-spatial))
-        return result.view(a.shape)
+        distinct = ranks.flip(0).view(a.shape).to(relevance.dtype).requires_grad_()
+        (result,) = torch.autograd.grad(function(distinct), distinct, _own(relevance))
+    return result
 
 
 def sum_relevance(a: Tensor, b: Tensor, relevance: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -175,13 +175,36 @@ def sum_relevance(a: Tensor, b: Tensor, relevance: Tensor, epsilon: float) -> tu
 
 def modify(modifier: Modifier, u: Tensor, linear_map: LinearMap, rule: LinearRule) -> Tensor:
     """The modified tensor, shaped like `u`."""
-    if modifier.kind == "constant":
-        result = -_bounds(modifier, u, linear_map, rule)
-    else:
-        result = modified(modifier, u)
+    result = _modified(modifier, u, linear_map, rule)
     if modifier.part is None:
         return result
     return result * _mask(modifier.part, u, linear_map, rule)
+
+
+def _modified(modifier: Modifier, u: Tensor, linear_map: LinearMap, rule: LinearRule) -> Tensor:
+    zero = torch.zeros_like(u)
+    match modifier.kind:
+        case "identity":
+            return u
+        case "positive":
+            return torch.where(u > 0, u, zero)
+        case "negative":
+            return torch.where(u < 0, u, zero)
+        case "absolute":
+            return torch.where(u < 0, -u, u)
+        case "square":
+            return u * u
+        case "one":
+            return zero + 1
+        case "zero":
+            return zero
+        case "plus_positive":
+            return torch.where(u > 0, u + modifier.value * u, u)
+        case "plus_negative":
+            return torch.where(u < 0, u + modifier.value * u, u)
+        case "constant":
+            return -_bounds(modifier, u, linear_map, rule)
+    raise InputError(f"the reference knows no modifier {modifier.kind!r}")
 
 
 def _bounds(modifier: Modifier, u: Tensor, linear_map: LinearMap, rule: LinearRule) -> Tensor:

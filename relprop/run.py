@@ -5,34 +5,29 @@ Relevance has a leading axis of K targets throughout; nothing here uses autograd
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from relprop.backends import Backend
-from relprop.backends.joined import joined
 from relprop.binding import rule_text
-from relprop.capture import CAPTURE_LOCK
 from relprop.conservation import StepRecord
-from relprop.errors import InputError, RelpropError, is_out_of_memory
+from relprop.errors import RelpropError, is_out_of_memory
+from relprop.evaluate import located, source_values
 from relprop.graph import Graph, Node
 from relprop.layers import Parts, Step
-from relprop.oracle import naive_relevance
+from relprop.layers.joined import joined
+from relprop.layers.protocol import Backend
 from relprop.plan import Plan
 
 __all__ = [
     "Engine",
     "Forward",
     "arranged",
-    "evaluate",
     "forward",
-    "located",
     "relevance",
-    "source_values",
 ]
 
 
@@ -52,11 +47,6 @@ class Engine:
     fixed: dict[str, Any] = field(default_factory=dict)
     caches: dict[str, dict[Any, Any]] = field(default_factory=dict)
     known: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def naive(self) -> bool:
-        """Whether every operation, not linear layers alone, goes through the reference."""
-        return self.backend.name == "reference"
 
     def cache(self, name: str) -> dict[Any, Any] | None:
         """The cache of a layer, if it may outlive the call."""
@@ -80,14 +70,6 @@ class Forward:
     output: Tensor
     saved: dict[str, Any]
     shapes: dict[str, Any]
-
-
-def source_values(graph: Graph, model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
-    """The parameters, buffers and constants among `names`, as the model holds them now."""
-    wanted = set(names)
-    # while another thread captures the model, torch.export has tensors of its own in their place
-    with CAPTURE_LOCK:
-        return {n: source.read(model) for n, source in graph.sources.items() if n in wanted}
 
 
 def fixed_values(plan: Plan, model: nn.Module) -> dict[str, Any]:
@@ -117,27 +99,13 @@ def forward(
             if step is None:
                 values[node.name] = engine.value(node, values)
             else:
-                values[node.name], kept = _forward_step(step, values, engine)
+                values[node.name], kept = step.operation.forward(step, values, engine)
                 if keep:
                     saved[node.name] = kept
         shapes[node.name] = getattr(values[node.name], "shape", None)
         for name in plan.releases[node.name]:
             del values[name]
     return Forward(values[plan.output], saved, shapes)
-
-
-@contextlib.contextmanager
-def located(node: Node) -> Iterator[None]:
-    """Lets an error of a library operation say in which of the model's layers it happened."""
-    try:
-        yield
-    except (RuntimeError, IndexError) as error:
-        if is_out_of_memory(error):
-            raise
-        where = f"'{node.path}' ({node.op})" if node.path else node.op
-        raise InputError(
-            f"{where}: the forward pass fails on these inputs or parameters: {error}"
-        ) from error
 
 
 def arranged(value: Any) -> Any:
@@ -154,13 +122,6 @@ def _known(plan: Plan, engine: Engine, model: nn.Module) -> dict[str, Any]:
     if engine.frozen:
         engine.fixed.update(values)
     return values
-
-
-def _forward_step(step: Step, values: dict[str, Any], engine: Engine) -> tuple[Any, Any]:
-    if engine.naive and step.operation.carry != "linear":
-        arguments = {name: values[name] for name in step.node.refs}
-        return step.node.evaluate(values), arguments
-    return step.operation.forward(step, values, engine)
 
 
 def relevance(
@@ -201,8 +162,6 @@ def relevance(
 
 def _relevance_step(step: Step, saved: Any, r: Tensor | Parts, engine: Engine) -> Any:
     try:
-        if engine.naive and step.operation.carry != "linear":
-            return naive_relevance(step, saved, r)
         return step.operation.relevance(step, saved, r, engine)
     except RuntimeError as error:
         if is_out_of_memory(error) or isinstance(error, RelpropError):
@@ -243,14 +202,3 @@ def _per_sample(r: Tensor | Parts, batch: int, axis: int) -> Tensor:
     if axis == 1 and r.ndim > 1 and r.shape[1] % max(batch, 1) == 0:
         return r.double().reshape(r.shape[0], r.shape[1] // max(batch, 1), batch, -1).sum((1, 3))
     return r.double().reshape(r.shape[0], batch, -1).sum(2)
-
-
-def evaluate(graph: Graph, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """All values that the graph's outputs need, computed plainly; those of the outputs returned."""
-    values = source_values(graph, model, graph.sources) | dict(inputs)
-    last = graph.last_reads([*graph.output_names, *inputs])
-    for node in graph.nodes.values():
-        values[node.name] = node.evaluate(values)
-        for name in last[node.name]:
-            values.pop(name, None)
-    return {name: values[name] for name in graph.output_names}

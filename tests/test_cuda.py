@@ -104,13 +104,13 @@ def test_reduced_precision_stays_near(backend: str, precision: str) -> None:
 @pytest.mark.parametrize("backend", ["aten", "triton"])
 def test_replayed_as_explained(backend: str) -> None:
     pytest.importorskip("triton")
-    from relprop.backends.triton_graphs import GraphedExplainer
+    from relprop.graphed import GraphedExplainer
 
     model = models.load("mnist_cnn").cuda()
     explainer = relprop.Explainer(model, "epsilon_alpha2_beta1", backend=backend, frozen=True)
     target = torch.tensor([[0, 3], [1, 9], [2, 2], [7, 5]], device="cuda")
     x = torch.rand(4, 1, 28, 28, device="cuda") * 2 - 1
-    graphed = GraphedExplainer(explainer, x, target)
+    graphed = GraphedExplainer(explainer._planner, x, target)
     for _ in range(3):
         x = torch.rand(4, 1, 28, 28, device="cuda") * 2 - 1
         found = graphed(x, target.flip(1))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import relprop
-from relprop.backends.triton_graphs import GraphedExplainer
 from relprop.errors import InputError
+from relprop.graphed import GraphedExplainer
 
 
 class Anew:
@@ -37,7 +37,7 @@ def images() -> Tensor:
 
 @pytest.mark.parametrize("target", [3, torch.tensor([1, 4]), torch.tensor([[0, 3], [2, 2]])])
 def test_replayed_as_explained(explainer: relprop.Explainer, target: Any) -> None:
-    graphed = GraphedExplainer(explainer, images(), target, Anew)
+    graphed = GraphedExplainer(explainer._planner, images(), target, record=Anew)
     for _ in range(2):
         x = images()
         assert torch.equal(graphed(x, target), explainer(x, target=target))
@@ -47,7 +47,7 @@ def test_replayed_as_explained(explainer: relprop.Explainer, target: Any) -> Non
 
 
 def test_what_was_not_recorded_is_refused(explainer: relprop.Explainer) -> None:
-    graphed = GraphedExplainer(explainer, images(), 1, Anew)
+    graphed = GraphedExplainer(explainer._planner, images(), 1, record=Anew)
     with pytest.raises(InputError, match=r"x is \(\(3, 2, 6, 6\).*recorded was \(\(2, 2, 6, 6\)"):
         graphed(torch.randn(3, 2, 6, 6), 1)
     with pytest.raises(InputError, match="2 targets a sample; recorded were 1"):
@@ -62,9 +62,10 @@ def test_what_was_not_recorded_is_refused(explainer: relprop.Explainer) -> None:
 
 def test_what_cannot_be_recorded_is_refused(explainer: relprop.Explainer) -> None:
     with pytest.raises(InputError, match="x is on cpu; expected a CUDA device"):
-        GraphedExplainer(explainer, images(), 1)
+        GraphedExplainer(explainer._planner, images(), 1)
     with pytest.raises(InputError, match="give it frozen"):
-        GraphedExplainer(relprop.Explainer(explainer.model, "lrp_epsilon"), images(), 1, Anew)
+        following = relprop.Explainer(explainer.model, "lrp_epsilon")
+        GraphedExplainer(following._planner, images(), 1, record=Anew)
     gradient = relprop.Explainer(explainer.model, "gradient", frozen=True)
     with pytest.raises(InputError, match="gradient differentiates"):
-        GraphedExplainer(gradient, images(), 1, Anew)
+        GraphedExplainer(gradient._planner, images(), 1, record=Anew)

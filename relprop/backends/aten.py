@@ -1,80 +1,24 @@
-"""The ATen backend: library products, no autograd, any device, float64 to half precision."""
+"""The ATen backend: library calls, no autograd, any device, float64 to half precision."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from relprop.backends import LinearCall
-from relprop.backends.forms import Form, Layer, form_of
-from relprop.backends.products import Products, effective_precision, float32_products
+from relprop.backends.aten_linear import AtenLinear
 from relprop.layers import Operation, Step
-from relprop.maps import Dense
+from relprop.layers.base import run_by
+from relprop.layers.recurrent import Recurrence
+from relprop.recurrent.aten import AtenRecurrence
 
 __all__ = ["AtenBackend"]
 
 
-@dataclass(frozen=True)
-class _Saved:
-    form: Form[Any]
-    layer: Layer[Any]
-    tensors: tuple[Tensor, ...]
-
-
-class AtenBackend:
-    """See `relprop.backends.Backend`.
-
-    Half-precision operands are computed in float32, or as bfloat16 under precision "medium".
-    """
+class AtenBackend(AtenLinear):
+    """See `relprop.layers.protocol.Backend`; operations of one step bring their own ATen code."""
 
     name = "aten"
 
     def operation(self, step: Step) -> Operation:
-        """See `relprop.backends.Backend.operation`."""
-        return step.operation
-
-    def forward(
-        self,
-        call: LinearCall,
-        a: Tensor,
-        w: Tensor,
-        b: Tensor | None,
-        cache: dict[Any, Any] | None = None,
-        known: Tensor | None = None,
-    ) -> tuple[Tensor, Any]:
-        """See `relprop.backends.Backend.forward`.
-
-        `known` is W a + b where it has been computed before; it stays unchanged.
-        """
-        dtype = torch.promote_types(torch.promote_types(a.dtype, w.dtype), torch.float32)
-        kept, cache = cache is not None, {} if cache is None else cache
-        precision = effective_precision(call.precision, a.device)
-        rows = a.shape[:-1].numel() if isinstance(call.map, Dense) and not kept else None
-        layer = Layer(
-            rule=call.rule,
-            products=Products(call.map, w.detach().to(dtype), precision, cache, rows),
-            b=None if b is None else b.detach().to(dtype),
-            shape=a.shape,
-            nonnegative=call.nonnegative,
-            rectified=call.rectified,
-            cache=cache,
-            known=known,
-        )
-        form = form_of(layer)
-        with torch.no_grad(), float32_products(precision, a.device):
-            z, tensors = form.forward(layer, a.detach())
-        if not kept:  # weights made anew cost little; of all layers at once they fill the memory
-            cache.clear()
-        return z, _Saved(form, layer, tensors)
-
-    def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:
-        """See `relprop.backends.Backend.relevance`."""
-        layer: Layer[Any] = saved.layer
-        r = r.detach().to(layer.products.w.dtype)
-        if r.numel() == 0:
-            return r.new_zeros(r.shape[0], *layer.shape)
-        with torch.no_grad(), float32_products(layer.products.precision, r.device):
-            return saved.form.relevance(layer, saved.tensors, r)
+        """See `relprop.layers.protocol.Backend.operation`."""
+        described = step.operation
+        if isinstance(described, Recurrence):
+            return run_by(AtenRecurrence, type(described))
+        return described

@@ -1,15 +1,18 @@
-"""`relprop.reference` behind the backend protocol."""
+"""The oracle behind the backend protocol: every step by its definition."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from relprop import reference
-from relprop.backends import LinearCall
 from relprop.layers import Operation, Step
+from relprop.layers.base import run_by
+from relprop.layers.protocol import LinearCall
+from relprop.oracle import naive_relevance
 
 __all__ = ["ReferenceBackend"]
 
@@ -20,14 +23,26 @@ class _Saved(NamedTuple):
     b: Tensor | None
 
 
+class NaiveOperation(Operation):
+    """A step whose value is the graph's own, its relevance the oracle's."""
+
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+        return step.node.evaluate(values), {name: values[name] for name in step.node.refs}
+
+    def relevance(self, step: Step, saved: Any, r: Any, engine: Any) -> Sequence[Any]:
+        return naive_relevance(step, saved, r)
+
+
 class ReferenceBackend:
-    """The naive evaluation, one target at a time; ignores `nonnegative`, `precision`, the cache."""
+    """The naive evaluation, one target at a time; what only saves time or memory it ignores."""
 
     name = "reference"
 
     def operation(self, step: Step) -> Operation:
-        """See `relprop.backends.Backend.operation`."""
-        return step.operation
+        """See `relprop.layers.protocol.Backend.operation`."""
+        if step.operation.carry == "linear":  # comes back through `forward` and `relevance`
+            return step.operation
+        return run_by(NaiveOperation, type(step.operation))
 
     def forward(
         self,
@@ -36,8 +51,9 @@ class ReferenceBackend:
         w: Tensor,
         b: Tensor | None,
         cache: dict[Any, Any] | None = None,
+        known: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """See `relprop.backends.Backend.forward`."""
+        """See `relprop.layers.protocol.Backend.forward`."""
         dtype = torch.promote_types(torch.promote_types(a.dtype, w.dtype), torch.float32)
         a, w, b = a.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
         z = call.map.contraction(a, w)
@@ -45,7 +61,7 @@ class ReferenceBackend:
         return z.relu() if call.rectified else z, _Saved(a, w, b)
 
     def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:
-        """See `relprop.backends.Backend.relevance`."""
+        """See `relprop.layers.protocol.Backend.relevance`."""
         a, w, b = saved
         result = a.new_empty(r.shape[0], *a.shape)
         for target, row in zip(result, r, strict=True):

@@ -14,21 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.backends import LinearCall
-from relprop.backends.joined import Joined, Quotients
 from relprop.backends.triton_fusion import FusedCall, Saved, fuse, lower_of
 from relprop.backends.triton_operations import OPERATIONS, check_operands
-from relprop.backends.triton_operations.recurrent import RECURRENT, check_rule
+from relprop.backends.triton_operations.recurrent import TritonRecurrence, check_rule
 from relprop.errors import InputError
 from relprop.graph import Graph
 from relprop.layers import Operation, Step
-from relprop.layers.base import refuse
+from relprop.layers.base import refuse, run_by
+from relprop.layers.joined import Joined, Quotients
+from relprop.layers.protocol import LinearCall
+from relprop.layers.recurrent import Recurrence
 from relprop.maps import Conv, Diagonal, LinearMap
 from relprop.rules import Flat, ZBox
 
 __all__ = ["TritonBackend"]
 
-_SERVED = frozenset({"avg_pool", "max_pool", "add", "recurrent"})
+_SERVED = frozenset({"avg_pool", "max_pool", "add"})
 """Kinds, beside the linear ones, that a kernel must serve."""
 
 
@@ -49,19 +50,19 @@ class TritonBackend:
             )
 
     def operation(self, step: Step) -> Operation:
-        """See `relprop.backends.Backend.operation`."""
-        served = OPERATIONS | RECURRENT
-        found = served.get(step.node.op, step.operation)
+        """See `relprop.layers.protocol.Backend.operation`."""
+        if isinstance(step.operation, Recurrence):
+            check_rule(step)
+            return run_by(TritonRecurrence, type(step.operation))
+        found = OPERATIONS.get(step.node.op, step.operation)
         # of two values the larger takes all: that merely chooses where relevance goes
         served_kind = found.kind in _SERVED and found.carry != "choice"
         if served_kind and found.backend != self.name:
             raise refuse(step, "backend='triton' has no kernel for it; use backend='aten'")
-        if found.kind == "recurrent":
-            check_rule(step)
         return found
 
     def fuse(self, graph: Graph, steps: Mapping[str, Step], output: str) -> dict[str, Step]:
-        """See `relprop.backends.Fusing.fuse`."""
+        """See `relprop.layers.protocol.Fusing.fuse`."""
         return fuse(graph, steps, output)
 
     def forward(
@@ -71,8 +72,9 @@ class TritonBackend:
         w: Tensor,
         b: Tensor | None,
         cache: dict[Any, Any] | None = None,
+        known: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """See `relprop.backends.Backend.forward`."""
+        """See `relprop.layers.protocol.Backend.forward`."""
         from relprop import kernels
 
         check_operands(call.path or type(call.map).__name__, input=a, weight=w, bias=b)
@@ -108,7 +110,7 @@ class TritonBackend:
         return y, Saved(linear_map, shape, None if flat else saved, a, w)
 
     def relevance(self, call: LinearCall, saved: Any, r: Any) -> Any:
-        """See `relprop.backends.Backend.relevance`.
+        """See `relprop.layers.protocol.Backend.relevance`.
 
         With `Joined` for `saved` it returns the `Quotients` of the layer below, and it takes its
         own for `r`.

@@ -15,17 +15,14 @@ import torch
 from torch import Tensor
 
 from relprop.backends.triton_operations.operands import check_operands
-from relprop.layers.recurrent import Parted
+from relprop.layers.recurrent import Parted, States
 from relprop.recurrent.layout import Direction, Layout
 from relprop.rules import Recurrent
 
 if TYPE_CHECKING:
     from relprop.kernels.recurrent.launch import Recurrence as LayerSaved
 
-__all__ = ["Saved", "Values", "forward", "limits_of", "relevance"]
-
-Values = tuple[Tensor, Tensor, Tensor | None]
-"""Output, last hidden states, last cells."""
+__all__ = ["Saved", "forward", "limits_of", "relevance"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def forward(
     lengths: Tensor | None = None,
     precision: str = "highest",
     where: str = "recurrent layer",
-) -> tuple[Values, Saved]:
+) -> tuple[States, Saved]:
     """Output, last hidden states, last cells; and what `relevance` needs.
 
     Arguments as in `relprop.recurrent.aten.forward`, and

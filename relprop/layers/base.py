@@ -21,6 +21,7 @@ __all__ = [
     "quotient",
     "register",
     "registered",
+    "run_by",
     "unbroadcast",
 ]
 
@@ -113,6 +114,17 @@ class Operation:
         return False
 
 
+_RUN: dict[tuple[type[Operation], type[Operation]], Operation] = {}
+
+
+def run_by(runner: type[Operation], described: type[Operation]) -> Operation:
+    """An operation that one class describes and another, a backend's, runs."""
+    pair = runner, described
+    if pair not in _RUN:
+        _RUN[pair] = type(runner.__name__, pair, {})()
+    return _RUN[pair]
+
+
 _OPERATIONS: dict[str, Operation] = {}
 
 
@@ -139,23 +151,17 @@ def registered() -> dict[str, Operation]:
     return dict(_OPERATIONS)
 
 
-def argument(node: Node, position: int, name: str, default: Any) -> Any:
-    """An argument given by position or by name."""
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)
-
-
 def wide(tensor: Tensor) -> Tensor:
     """Half precision as float32: denominators and relevance are never narrower."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def quotient(r: Tensor, z: Tensor, epsilon: float) -> Tensor:
-    """r / st(z), 0 where st(z) is 0."""
+    """r / st(z), 0 where st(z) is 0; so is the gradient there."""
     z = wide(z)
     if epsilon == 0:
-        return torch.where(z == 0, torch.zeros((), dtype=r.dtype, device=r.device), r / z)
+        empty = z == 0
+        return torch.where(empty, 0.0, r / torch.where(empty, 1.0, z))
     return r / torch.where(z >= 0, z + epsilon, z - epsilon)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relprop.graph import Node, map_refs
 from relprop.layers.base import Operation, Parts, Step, register
-from relprop.layers.recurrent import Call, GruLayer, Recurrence, RecurrentLayer, naive_parts
+from relprop.layers.recurrent import Call, GruLayer, Recurrence, RecurrentLayer, States
 from relprop.recurrent.layout import Layout, directions_of
 
 __all__ = ["PackedLayer", "Packing", "Unpacking"]
@@ -64,12 +64,6 @@ class Unpacking(_Moved):
     padding = 3
 
 
-@dataclass(frozen=True)
-class _Saved:
-    layer: Any
-    sizes: Tensor
-
-
 class _Packed(Recurrence):
     """A recurrent layer on packed data: padded, run by lengths, packed again."""
 
@@ -85,28 +79,34 @@ class _Packed(Recurrence):
         kind = node.op.removesuffix("_packed")
         h0, c0 = states if kind == "lstm" else (states, None)
         directions = directions_of(weights, kind, node.path or kind)
-        return Layout(kind, int(layers), bool(both)), directions, _pad(data, sizes), h0, c0
+        layout, lengths = Layout(kind, int(layers), bool(both)), _lengths(sizes).to(data.device)
+        return Call(layout, directions, _pad(data, sizes), h0, c0, lengths)
+
+    def projects(self, node: Node) -> bool:
+        unpacked = replace(node, args=(node.args[0], *node.args[2:]))  # without the sizes
+        return super().projects(unpacked)
 
     def sizes(self, node: Node, values: Mapping[str, Any]) -> Tensor:
-        """Number of samples at each step."""
         sizes: Tensor = values[node.args[1].name]
         return sizes
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
-        sizes, call = self.sizes(step.node, values), self.call(step.node, values)
-        lengths = _lengths(sizes).to(call[2].device)
-        (out, h, c), saved = self.run(step, call, lengths)
-        states = (h,) if c is None else (h, c)
-        return (_pack(out, sizes), *states), _Saved(saved, sizes)
+    def pack(self, values: States, sizes: Tensor | None) -> Any:
+        assert sizes is not None
+        out, h, c = values
+        return (_pack(out, sizes), h) if c is None else (_pack(out, sizes), h, c)
 
-    def relevance(self, step: Step, saved: Any, r: Any, engine: Any) -> Sequence[Tensor | None]:
-        parts = self.carried_back(saved.layer, _padded(r, saved.sizes))
-        return self.chosen(step, (_pack_all(parts[0], saved.sizes), *parts[1:]))
+    def unpack(self, r: Parts, sizes: Tensor | None) -> list[Tensor | None]:
+        assert sizes is not None
+        out = r.items.get(0)
+        padded = None if out is None else torch.stack([_pad(row, sizes) for row in out])
+        return [padded, r.items.get(1), r.items.get(2)]
 
-    def naive(self, step: Step, values: Mapping[str, Any], r: Any) -> list[Tensor | None]:
-        sizes, call = self.sizes(step.node, values), self.call(step.node, values)
-        parts = naive_parts(call, step, _padded(r, sizes), _lengths(sizes))
-        return self.chosen(step, (_pack_all(parts[0], sizes), *parts[1:]))
+    def given(
+        self, parts: Sequence[Tensor | None], sizes: Tensor | None
+    ) -> Sequence[Tensor | None]:
+        r_x, *states = parts
+        assert r_x is not None and sizes is not None
+        return [torch.stack([_pack(row, sizes) for row in r_x]), *states]
 
 
 @register("lstm_packed", "rnn_tanh_packed", "rnn_relu_packed")
@@ -129,17 +129,6 @@ def _pack(padded: Tensor, sizes: Tensor) -> Tensor:
     return packed
 
 
-def _pack_all(r: Tensor, sizes: Tensor) -> Tensor:
-    return torch.stack([_pack(row, sizes) for row in r])
-
-
 def _pad(data: Tensor, sizes: Tensor) -> Tensor:
     padded: Tensor = torch.ops.aten._pad_packed_sequence(data, sizes, False, 0.0, -1)[0]
     return padded
-
-
-def _padded(r: Parts, sizes: Tensor) -> list[Tensor | None]:
-    """Relevance of the padded output, of the last states and cells."""
-    out = r.items.get(0)
-    padded = None if out is None else torch.stack([_pad(row, sizes) for row in out])
-    return [padded, r.items.get(1), r.items.get(2)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node, Ref
-from relprop.layers.base import Operation, Step, argument, quotient, register, unbroadcast, wide
+from relprop.layers.base import Operation, Step, quotient, register, unbroadcast, wide
 from relprop.rules import Norm, Pass, Product, Rule
 
 __all__ = ["Activation", "Multiplication", "NonNegativeActivation", "Sum"]
@@ -56,7 +56,7 @@ class Clamp(Activation):
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
         default = -1.0 if node.op == "hardtanh" else None
-        low = argument(node, 1, "min_val" if node.op == "hardtanh" else "min", default)
+        low = node.argument(1, "min_val" if node.op == "hardtanh" else "min", default)
         return known(node.args[0]) or (isinstance(low, (int, float)) and low >= 0)
 
 
@@ -65,7 +65,7 @@ class ClampFromAbove(Activation):
     """min(x, bound)."""
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
-        high = argument(node, 1, "max", None)
+        high = node.argument(1, "max", None)
         return known(node.args[0]) and isinstance(high, (int, float)) and high >= 0
 
 
@@ -106,7 +106,7 @@ class Sum(Operation):
         ]
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
-        alpha = argument(node, 2, "alpha", 1)
+        alpha = node.argument(2, "alpha", 1)
         return node.op == "add" and alpha >= 0 and all(known(x) for x in node.args[:2])
 
     def accepts(self, rule: Rule) -> bool:
@@ -118,7 +118,7 @@ class Sum(Operation):
 
 def operand_factors(node: Node) -> tuple[float, float]:
     """The factors of both operands of a sum."""
-    alpha = argument(node, 2, "alpha", 1)
+    alpha = node.argument(2, "alpha", 1)
     factors = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}
     return factors[node.op]
 
@@ -206,7 +206,7 @@ class GatedLinearUnit(Operation):
     carry = "gated"
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
-        return argument(step.node, 1, "dim", -1) % out.ndim
+        return step.node.argument(1, "dim", -1) % out.ndim
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         return (torch.cat([r, torch.zeros_like(r)], saved + 1),)

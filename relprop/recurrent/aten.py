@@ -8,20 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from relprop.backends.products import float32_products
+from relprop.layers.base import Step, quotient
+from relprop.layers.precision import float32_products
+from relprop.layers.recurrent import Call, Parted, RecurrentRun, States
 from relprop.recurrent.fused import fused_scan
 from relprop.recurrent.layout import Direction, Layout
 from relprop.recurrent.reduced import Inflow, Outflow, Scan, at_last, reduced_relevance, scan_of
 from relprop.recurrent.steps import stepwise_relevance
 from relprop.recurrent.tape import Tape, run
-from relprop.reference import quotient
 from relprop.rules import Recurrent
 
-__all__ = ["Saved", "forward", "relevance"]
+__all__ = ["AtenRecurrence", "Saved", "forward", "relevance"]
+
+
+class AtenRecurrence(RecurrentRun):
+    """Recurrent steps through library calls."""
+
+    def run(self, step: Step, call: Call) -> tuple[States, Any]:
+        assert isinstance(step.rule, Recurrent)
+        return forward(*call[:-1], step.rule, call.lengths)
+
+    def carried_back(self, saved: Any, given: Sequence[Tensor | None]) -> Parted:
+        return relevance(saved, *given)
 
 
 @dataclass(frozen=True)

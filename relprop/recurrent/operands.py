@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from relprop.backends import get
 from relprop.backends.checks import check_tensors
-from relprop.errors import InputError
-from relprop.recurrent import aten
-from relprop.recurrent.layout import CELLED, Direction, Layout, directions_of, recurrent_rule
+from relprop.errors import InputError, PlanningError
+from relprop.graph import Node, Ref
+from relprop.layers.base import Parts, Step
+from relprop.layers.recurrent import Call, Parted, Recurrence, States
+from relprop.recurrent.layout import CELLED, Layout, directions_of, recurrent_rule
 from relprop.recurrent.lengths import checked_lengths
-from relprop.recurrent.oracle import relevance_of_samples
-from relprop.rules import Recurrent, Rule
+from relprop.rules import Rule
 
 __all__ = ["Operands", "Relevance"]
 
 Relevance = Tensor | Sequence[Tensor | None]
 """Of the output; or of the output, the last hidden states and the last cells."""
+
+
+class Given(Recurrence):
+    """A layer whose operands are at hand, for a backend to run outside any graph."""
+
+    def call(self, node: Node, values: Mapping[str, Any]) -> Call:
+        return Call(*(values[ref.name] for ref in node.args))
+
+    def operands(self, node: Node) -> tuple[Any, Any, Any]:
+        return node.args[2], node.args[3], node.args[4]
+
+    def projects(self, node: Node) -> bool:
+        return bool(node.attributes["projects"])
+
+    def pack(self, values: States, sizes: Tensor | None) -> States:
+        return values
+
+    def unpack(self, r: Parts, sizes: Tensor | None) -> list[Tensor | None]:
+        return [r.items.get(index) for index in range(3)]
 
 
 class Operands:
@@ -36,12 +58,12 @@ class Operands:
         batch_first: bool,
         backend: str,
     ) -> None:
-        self.where, self.backend = where, backend
+        self.where = where
         self.rule = recurrent_rule(rule, kind, where)
-        if backend not in ("aten", "reference", "triton"):
-            raise InputError(
-                f"{where}: backend is {backend!r}; expected 'aten', 'reference' or 'triton'"
-            )
+        try:
+            self.backend = get(backend)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         parts = [relevance] if isinstance(relevance, Tensor) else list(relevance)
         allowed = 3 if kind in CELLED else 2
         if not 1 <= len(parts) <= allowed or all(part is None for part in parts):
@@ -114,24 +136,27 @@ class Operands:
         valid = checked_lengths(self.where, lengths, batch, steps, self.x.device)
         x = self.x.to(self.dtype)
         weights = [direction.to(x) for direction in self.directions]
-        if self.backend == "triton":
-            self._check_served()
-        found = _relevance(
-            self.where, self.backend, self.layout, weights, x, h, c, r, self.rule, valid
-        )
+        r_x, r_h, r_c = self._relevance(Call(self.layout, weights, x, h, c, valid), r)
         if not self.alone:
-            return found
-        r_x, r_h, r_c = found
+            return r_x, r_h, r_c
         return r_x.squeeze(self.batch_axis), r_h[:, 0], None if r_c is None else r_c[:, 0]
 
-    def _check_served(self) -> None:
-        """Refuse what no kernel serves."""
-        from relprop.backends import get, triton_recurrent
-
-        get("triton")
-        reason = triton_recurrent.limits_of(self.rule, self.directions[0].w_hr is not None)
-        if reason is not None:
-            raise InputError(f"{self.where}: {reason}")
+    def _relevance(self, call: Call, r: Sequence[Tensor | None]) -> Parted:
+        """By the backend's own operation."""
+        values, names = call._asdict(), tuple(Ref(name) for name in call._fields)
+        projects = self.directions[0].w_hr is not None
+        node = Node("value", self.where, Call, names, attributes={"projects": projects})
+        step = Step(node, Given(), ("x", "h0", "c0"), self.rule)
+        try:
+            operation = self.backend.operation(step)
+        except PlanningError as error:
+            raise InputError(str(error)) from None
+        step = replace(step, operation=operation)
+        parts = Parts({i: part.unsqueeze(0) for i, part in enumerate(r) if part is not None})
+        with torch.no_grad(), torch.autocast(call.x.device.type, enabled=False):
+            _, saved = operation.forward(step, values, None)
+            r_x, r_h, r_c = operation.relevance(step, saved, parts, None)
+        return r_x[0], r_h[0], None if r_c is None else r_c[0]
 
     def _state(self, name: str, state: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         if state is None:
@@ -151,32 +176,3 @@ class Operands:
         if tuple(tensor.shape) != shape:
             raise InputError(f"{self.where}: {name} is {list(tensor.shape)}; expected {expected}")
         return tensor.detach().to(self.dtype)
-
-
-def _relevance(
-    where: str,
-    backend: str,
-    layout: Layout,
-    weights: list[Direction],
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    r: list[Tensor | None],
-    rule: Recurrent,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    rows = [None if part is None else part.unsqueeze(0) for part in r]
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        if backend == "reference":
-            r_x, r_h, r_c = relevance_of_samples(layout, weights, x, h0, c0, rows, rule, lengths)
-        elif backend == "triton":
-            from relprop.backends import triton_recurrent
-
-            _, kept = triton_recurrent.forward(
-                layout, weights, x, h0, c0, rule, lengths, where=where
-            )
-            r_x, r_h, r_c = triton_recurrent.relevance(kept, *rows)
-        else:
-            _, saved = aten.forward(layout, weights, x, h0, c0, rule, lengths)
-            r_x, r_h, r_c = aten.relevance(saved, *rows)
-    return r_x[0], r_h[0], None if r_c is None else r_c[0]

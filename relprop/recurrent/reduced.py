@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relprop import reference
-from relprop.backends.pointwise import flush_tiny_, stabilized
+from relprop.layers.base import quotient
+from relprop.layers.quotients import flush_tiny_, stabilized
 from relprop.recurrent.layout import CELLED
 from relprop.recurrent.tape import Tape
 
@@ -153,7 +153,7 @@ def _rnn(tape: Tape, epsilon: float) -> Scan:
     if bounded:
         beta = _ratio(torch.tanh(pre), pre)
     else:
-        beta = reference.quotient(torch.ones_like(pre), pre, epsilon)
+        beta = quotient(torch.ones_like(pre), pre, epsilon)
     inner = None if bounded else tape.h
     first = tape.h_before[0], None
     return Scan(None, beta, None, inner, None, None, w.w_hh, w.w_ih, tape.x, first, bounded)
@@ -196,7 +196,7 @@ def _cells(scan: Scan, inflow: Inflow) -> Tensor | None:
         return inflow.cells
     assert scan.cells is not None
     last = scan.cells[-1] if inflow.last is None else at_last(scan.cells, inflow.last)
-    return reference.quotient(inflow.cells, last, 0.0)
+    return quotient(inflow.cells, last, 0.0)
 
 
 def at_last(values: Tensor, last: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop import backends
-from relprop.backends import LinearCall
-from relprop.backends.pointwise import flush_tiny_
+from relprop.backends.aten_linear import AtenLinear
+from relprop.layers.base import quotient
+from relprop.layers.protocol import LinearCall
+from relprop.layers.quotients import flush_tiny_
 from relprop.maps import Dense
 from relprop.recurrent.layout import candidate_rule
 from relprop.recurrent.reduced import Inflow, Outflow, _join
 from relprop.recurrent.tape import Tape
-from relprop.reference import quotient
 from relprop.rules import Recurrent
 
 __all__ = ["stepwise_relevance"]
@@ -42,7 +42,7 @@ class _Steps:
         self.inputs = self.features + tape.h.shape[-1]
         above = inflow.above
         self.r_x = above.new_zeros(self.count, self.targets, self.batch, self.features)
-        self.backend = backends.get("aten")
+        self.backend = AtenLinear()
 
     def run(self) -> Outflow:
         above, last = self.inflow.above, self.inflow.last

@@ -7,77 +7,27 @@ from typing import Any
 
 from torch import Tensor
 
-from relprop.backends.triton_recurrent import Values, forward, limits_of, relevance
-from relprop.layers import Operation, Step
+from relprop.backends.triton_recurrent import forward, limits_of, relevance
+from relprop.layers import Step
 from relprop.layers.base import refuse
-from relprop.layers.packed import PackedGru, PackedLayer
-from relprop.layers.recurrent import (
-    Call,
-    GruCell,
-    GruLayer,
-    LstmCell,
-    Parted,
-    Recurrence,
-    RecurrentCell,
-    RecurrentLayer,
-)
+from relprop.layers.recurrent import Call, Parted, Recurrence, RecurrentRun, States
 from relprop.rules import Recurrent
 
-__all__ = ["RECURRENT", "check_rule"]
+__all__ = ["TritonRecurrence", "check_rule"]
 
 
-class _Fused(Recurrence):
-    """By kernels."""
+class TritonRecurrence(RecurrentRun):
+    """Recurrent steps by kernels."""
 
     backend = "triton"
 
-    def run(self, step: Step, call: Call, lengths: Tensor | None = None) -> tuple[Values, Any]:
+    def run(self, step: Step, call: Call) -> tuple[States, Any]:
         assert isinstance(step.rule, Recurrent)
         precision = step.options.get("precision", "highest")
-        return forward(*call, step.rule, lengths, precision, step.where)
+        return forward(*call[:-1], step.rule, call.lengths, precision, step.where)
 
     def carried_back(self, saved: Any, given: Sequence[Tensor | None]) -> Parted:
         return relevance(saved, *given)
-
-
-class TritonLayer(_Fused, RecurrentLayer):
-    """`nn.LSTM` or `nn.RNN` by kernels."""
-
-
-class TritonGru(_Fused, GruLayer):
-    """`nn.GRU` by kernels."""
-
-
-class TritonPackedLayer(_Fused, PackedLayer):
-    """`nn.LSTM` or `nn.RNN` on packed sequences by kernels."""
-
-
-class TritonPackedGru(_Fused, PackedGru):
-    """`nn.GRU` on packed sequences by kernels."""
-
-
-class TritonCell(_Fused, RecurrentCell):
-    """`nn.RNNCell` by kernels."""
-
-
-class TritonGruCell(_Fused, GruCell):
-    """`nn.GRUCell` by kernels."""
-
-
-class TritonLstmCell(_Fused, LstmCell):
-    """`nn.LSTMCell` by kernels."""
-
-
-RECURRENT: dict[str, Operation] = {
-    **dict.fromkeys(("lstm", "rnn_tanh", "rnn_relu"), TritonLayer()),
-    "gru": TritonGru(),
-    **dict.fromkeys(("lstm_packed", "rnn_tanh_packed", "rnn_relu_packed"), TritonPackedLayer()),
-    "gru_packed": TritonPackedGru(),
-    **dict.fromkeys(("rnn_tanh_cell", "rnn_relu_cell"), TritonCell()),
-    "gru_cell": TritonGruCell(),
-    "lstm_cell": TritonLstmCell(),
-}
-"""By canonical name."""
 
 
 def check_rule(step: Step) -> None:
@@ -87,16 +37,7 @@ def check_rule(step: Step) -> None:
         PlanningError: the rule asks for more than the kernels do, or the layer projects.
     """
     assert isinstance(step.rule, Recurrent)
-    reason = limits_of(step.rule, _projects(step))
+    assert isinstance(step.operation, Recurrence)
+    reason = limits_of(step.rule, step.operation.projects(step.node))
     if reason is not None:
         raise refuse(step, reason)
-
-
-def _projects(step: Step) -> bool:
-    """Whether each direction of an LSTM has one weight more than its two matrices and biases."""
-    node = step.node
-    if not node.op.startswith("lstm") or node.op.endswith("cell"):
-        return False
-    packed = node.op.endswith("packed")
-    weights, biased, layers, _, _, both = node.args[3:9] if packed else node.args[2:8]
-    return len(weights) > int(layers) * (2 if both else 1) * (4 if biased else 2)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from relprop import backends
 from relprop.backends.checks import conv_map
+from relprop.layers.base import quotient
+from relprop.layers.modifiers import modify
 from relprop.maps import Dense, LinearMap
-from relprop.reference import modify, quotient
 from relprop.rules import LinearRule, ZBox
 from relprop.terms import Group
 

@@ -15,7 +15,7 @@ from relprop.bounds import bound_tensor
 from relprop.errors import InputError
 from relprop.integrations.zennit.hook import RuleHook
 from relprop.integrations.zennit.layers import linear_module
-from relprop.reference import quotient
+from relprop.layers.base import quotient
 
 __all__ = ["AnyModuleHook", "LinearHook", "Stabilizing", "ZeroParams"]
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from relprop import run
 from relprop.call import Call
 from relprop.errors import InputError
-from relprop.explainer import Explainer
+from relprop.inputs import check_inputs
 from relprop.modes import neutral_modes
 from relprop.plan import Plan
+from relprop.planner import Planner
 from relprop.targets import resolve_target, seed, squeeze_targets
 
 __all__ = ["GraphedExplainer"]
@@ -53,39 +54,46 @@ class CudaRecorded:
 
 
 class GraphedExplainer:
-    """A frozen explainer for one tensor of one shape.
+    """A frozen model explained for one tensor of one shape.
 
     Args:
-        explainer: a frozen one, by a propagation method.
+        planner: of a frozen model, by a propagation method.
         x: an input like those to come, on a CUDA device.
         target: a target like those to come: as many a sample.
+        start, nan_policy, batch_dim: as `Explainer` takes them.
         record: what records the work.
 
     Raises:
-        InputError: the explainer is not frozen or differentiates, or the input is not on CUDA.
+        InputError: the planner's model is not frozen, its method differentiates, or the input is
+            not on CUDA.
     """
 
     def __init__(
         self,
-        explainer: Explainer,
+        planner: Planner,
         x: Tensor,
         target: Any,
+        *,
+        start: Any = None,
+        nan_policy: str = "raise",
+        batch_dim: int = 0,
         record: Callable[[Callable[[], Any]], Recorded] = CudaRecorded,
     ) -> None:
-        if not explainer.frozen:
-            raise InputError("GraphedExplainer: the explainer follows its weights; give it frozen")
+        if not planner.frozen:
+            raise InputError("GraphedExplainer: the planner follows its weights; give it frozen")
         if record is CudaRecorded and not x.is_cuda:
             raise InputError(f"GraphedExplainer: x is on {x.device}; expected a CUDA device")
-        self.explainer, self.x = explainer, x.detach().clone()
+        self.x, self.nan_policy, self.batch_dim = x.detach().clone(), nan_policy, batch_dim
+        self.start = planner.method.start if start is None else start
         with neutral_modes(self.x):
-            graph, plan, engine = explainer._prepare(self._call(self.x))
+            graph, plan, engine = planner.prepare(self._call(self.x))
             if engine is None or not isinstance(plan, Plan):
                 raise InputError(
-                    f"GraphedExplainer: {explainer.method.name} differentiates; expected a method "
+                    f"GraphedExplainer: {planner.method.name} differentiates; expected a method "
                     "that propagates relevance"
                 )
             self.plan, own, name = plan, engine, graph.inputs[0]
-            model = explainer.model
+            model = planner.model
             self._forward = record(lambda: run.forward(plan, own, model, {name: self.x}))
             self.seeds = self._seeds(target)[1]
 
@@ -97,14 +105,14 @@ class GraphedExplainer:
             self._relevance = record(relevance)
 
     def _call(self, x: Tensor) -> Call:
-        return Call.of((x,), None, self.explainer.batch_dim)
+        return Call.of((x,), None, self.batch_dim)
 
     def _seeds(self, target: Any) -> tuple[Any, Tensor]:
         output, graph = self._forward.value.output, self.plan.graph
-        batch, axis = self._call(self.x).batch, self.explainer.batch_dim
+        batch, axis = self._call(self.x).batch, self.batch_dim
         own = graph.batch_axis(self.plan.output, output.shape, batch, axis) or 0
         resolved = resolve_target(target, output.shape, batch, own)
-        return resolved, seed(resolved, output, self.explainer.start)
+        return resolved, seed(resolved, output, self.start)
 
     def __call__(self, x: Tensor, target: Any) -> Tensor:
         """Relevance of the input, as `Explainer.__call__` gives it.
@@ -116,7 +124,7 @@ class GraphedExplainer:
         if kind != expected:
             raise InputError(f"GraphedExplainer: x is {kind}; recorded was {expected}")
         with neutral_modes(self.x):
-            self.explainer._check_inputs(self._call(x))
+            check_inputs(self._call(x), self.nan_policy)
             self.x.copy_(x)
             self._forward.replay()
             resolved, seeds = self._seeds(target)
@@ -128,4 +136,4 @@ class GraphedExplainer:
             self.seeds.copy_(seeds)
             self._relevance.replay()
             found = self._relevance.value.clone(memory_format=torch.contiguous_format)
-            return squeeze_targets(found, resolved, self.explainer.batch_dim)
+            return squeeze_targets(found, resolved, self.batch_dim)

@@ -1,0 +1,71 @@
+"""Linear layers by library products: no autograd, any device, float64 to half precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.backends.forms import Form, Layer, form_of
+from relprop.backends.products import Products
+from relprop.layers.precision import effective_precision, float32_products
+from relprop.layers.protocol import LinearCall
+from relprop.maps import Dense
+
+__all__ = ["AtenLinear"]
+
+
+@dataclass(frozen=True)
+class _Saved:
+    form: Form[Any]
+    layer: Layer[Any]
+    tensors: tuple[Tensor, ...]
+
+
+class AtenLinear:
+    """Linear layers as `relprop.layers.protocol.Backend` wants them.
+
+    Half-precision operands are computed in float32, or as bfloat16 under precision "medium".
+    """
+
+    def forward(
+        self,
+        call: LinearCall,
+        a: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        cache: dict[Any, Any] | None = None,
+        known: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """See `relprop.layers.protocol.Backend.forward`."""
+        dtype = torch.promote_types(torch.promote_types(a.dtype, w.dtype), torch.float32)
+        kept, cache = cache is not None, {} if cache is None else cache
+        precision = effective_precision(call.precision, a.device)
+        rows = a.shape[:-1].numel() if isinstance(call.map, Dense) and not kept else None
+        layer = Layer(
+            rule=call.rule,
+            products=Products(call.map, w.detach().to(dtype), precision, cache, rows),
+            b=None if b is None else b.detach().to(dtype),
+            shape=a.shape,
+            nonnegative=call.nonnegative,
+            rectified=call.rectified,
+            cache=cache,
+            known=known,
+        )
+        form = form_of(layer)
+        with torch.no_grad(), float32_products(precision, a.device):
+            z, tensors = form.forward(layer, a.detach())
+        if not kept:  # weights made anew cost little; of all layers at once they fill the memory
+            cache.clear()
+        return z, _Saved(form, layer, tensors)
+
+    def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:
+        """See `relprop.layers.protocol.Backend.relevance`."""
+        layer: Layer[Any] = saved.layer
+        r = r.detach().to(layer.products.w.dtype)
+        if r.numel() == 0:
+            return r.new_zeros(r.shape[0], *layer.shape)
+        with torch.no_grad(), float32_products(layer.products.precision, r.device):
+            return saved.form.relevance(layer, saved.tensors, r)

@@ -18,7 +18,7 @@ from relprop.backends import LinearCall
 from relprop.backends.joined import Joined, Quotients
 from relprop.backends.triton_fusion import FusedCall, Saved, fuse, lower_of
 from relprop.backends.triton_operations import OPERATIONS, check_operands
-from relprop.backends.triton_operations.recurrent import RECURRENT, check_rule
+from relprop.backends.triton_operations.recurrent import check_rule
 from relprop.errors import InputError
 from relprop.graph import Graph
 from relprop.layers import Operation, Step
@@ -27,9 +27,6 @@ from relprop.maps import Conv, Diagonal, LinearMap
 from relprop.rules import Flat, ZBox
 
 __all__ = ["TritonBackend"]
-
-_SERVED = frozenset({"avg_pool", "max_pool", "add", "recurrent"})
-"""Kinds, beside the linear ones, that a kernel must serve."""
 
 
 class TritonBackend:
@@ -50,11 +47,8 @@ class TritonBackend:
 
     def operation(self, step: Step) -> Operation:
         """See `relprop.backends.Backend.operation`."""
-        served = OPERATIONS | RECURRENT
-        found = served.get(step.node.op, step.operation)
-        # of two values the larger takes all: that merely chooses where relevance goes
-        served_kind = found.kind in _SERVED and found.carry != "choice"
-        if served_kind and found.backend != self.name:
+        found = OPERATIONS.get(type(step.operation), step.operation)
+        if found.needs_kernel and found.backend != self.name:
             raise refuse(step, "backend='triton' has no kernel for it; use backend='aten'")
         if found.kind == "recurrent":
             check_rule(step)

@@ -30,14 +30,13 @@ class Movement(Operation):
 
     kind = "reshape"
     carry = "movement"
+    moves = True
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
         return known(node.args[0])
 
 
-@register(
-    "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", "view_as", "reshape_as",
-)  # fmt: skip
+@register("reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel")
 class Reshape(Movement):
     """The same elements in the same order."""
 
@@ -48,6 +47,13 @@ class Reshape(Movement):
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         shape, form = saved
         return (laid_out(r.reshape(r.shape[0], *shape), form),)
+
+
+@register("view_as", "reshape_as")
+class ReshapeLike(Reshape):
+    """The same, in the shape of another tensor."""
+
+    shaped_like = True
 
 
 @register("permute", "transpose", "t", "movedim", "numpy_T", "swapaxes")
@@ -68,7 +74,7 @@ class Permutation(Movement):
         return (r.permute(saved),)
 
 
-@register("expand", "expand_as", "broadcast_to")
+@register("expand", "broadcast_to")
 class Expansion(Movement):
     """Repetition along axes of size 1."""
 
@@ -77,6 +83,13 @@ class Expansion(Movement):
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         return (unbroadcast(r, saved),)
+
+
+@register("expand_as")
+class ExpansionLike(Expansion):
+    """The same, to the shape of another tensor."""
+
+    shaped_like = True
 
 
 @register("slice", "select", "narrow", "diagonal")
@@ -210,6 +223,8 @@ class Embedding(Movement):
 
     kind = "embedding"
     carry = "embedding"
+    moves = False  # what it reads are tokens, what it gives rows of a table
+    embeds = True
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         return (r.sum(-1),)

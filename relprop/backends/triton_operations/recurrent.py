@@ -68,16 +68,16 @@ class TritonLstmCell(_Fused, LstmCell):
     """`nn.LSTMCell` by kernels."""
 
 
-RECURRENT: dict[str, Operation] = {
-    **dict.fromkeys(("lstm", "rnn_tanh", "rnn_relu"), TritonLayer()),
-    "gru": TritonGru(),
-    **dict.fromkeys(("lstm_packed", "rnn_tanh_packed", "rnn_relu_packed"), TritonPackedLayer()),
-    "gru_packed": TritonPackedGru(),
-    **dict.fromkeys(("rnn_tanh_cell", "rnn_relu_cell"), TritonCell()),
-    "gru_cell": TritonGruCell(),
-    "lstm_cell": TritonLstmCell(),
+RECURRENT: dict[type[Operation], Operation] = {
+    RecurrentLayer: TritonLayer(),
+    GruLayer: TritonGru(),
+    PackedLayer: TritonPackedLayer(),
+    PackedGru: TritonPackedGru(),
+    RecurrentCell: TritonCell(),
+    GruCell: TritonGruCell(),
+    LstmCell: TritonLstmCell(),
 }
-"""By canonical name."""
+"""What serves each class of recurrent layers."""
 
 
 def check_rule(step: Step) -> None:

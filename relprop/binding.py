@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from relprop.analysis import Facts, carrying_refs
-from relprop.backends import LinearCall
 from relprop.composites import Composite
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
@@ -15,6 +14,7 @@ from relprop.joint import nonnegative_state, with_channels
 from relprop.layers import Operation, Step, operation
 from relprop.layers.base import refuse
 from relprop.layers.pointwise import Unchanged
+from relprop.layers.protocol import LinearCall
 from relprop.layers.recurrent import Recurrence
 from relprop.layers.traits import traits
 from relprop.rules import Joint, LinearRule, Norm, Pass, Product, Rule

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -22,10 +21,7 @@ from relprop.graph import Graph
 from relprop.timeaxis import time_axes, whole_sequences
 from relprop.translation import operation_name
 
-__all__ = ["CAPTURE_LOCK", "capture_by_export", "example_batch"]
-
-CAPTURE_LOCK = threading.RLock()
-"""torch.export is not thread-safe: one capture at a time in a process."""
+__all__ = ["capture_by_export", "example_batch"]
 
 _LOUD = ("torch.export", "torch._dynamo", "torch.fx", "torch._subclasses.fake_tensor")
 

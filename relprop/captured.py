@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from relprop.call import Call
-from relprop.capture import CAPTURE_LOCK, capture_by_export, free_time
+from relprop.capture import capture_by_export, free_time
 from relprop.errors import CaptureError, InputError
-from relprop.graph import Graph
+from relprop.graph import CAPTURE_LOCK, Graph
 from relprop.modelstate import ModelState, all_settings
 from relprop.modes import check_modes, neutral_modes
 from relprop.record import record

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Graph, Node, Ref
-from relprop.layers.linear import evaluate_map
 from relprop.maps import Conv, Dense, Diagonal, LinearMap
 
 __all__ = ["fold_batch_norms", "fold_padding"]
@@ -48,7 +47,7 @@ def _with_map(node: Node, linear_map: LinearMap, args: tuple[Any, ...]) -> Node:
     return replace(
         node,
         args=args,
-        function=partial(evaluate_map, linear_map),
+        function=linear_map.contraction,
         attributes={**node.attributes, "map": linear_map},
     )
 

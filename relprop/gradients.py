@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from relprop.analysis import Facts, leading_to
 from relprop.errors import InputError
+from relprop.evaluate import located, source_values
 from relprop.graph import Graph, Node
 from relprop.methods import GradientMethod
-from relprop.run import located, source_values
 from relprop.tables import table
 
 __all__ = ["GradientPlan", "Switch", "attribute", "differentiable_values"]

@@ -7,6 +7,7 @@ operations of one actual call).  Values are named; an argument that is another n
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +17,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-__all__ = ["Graph", "Node", "Ref", "Source", "map_refs", "refs_of"]
+__all__ = ["CAPTURE_LOCK", "Graph", "Node", "Ref", "Source", "map_refs", "refs_of"]
+
+CAPTURE_LOCK = threading.RLock()
+"""torch.export is not thread-safe: one capture at a time in a process."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,12 @@ class Node:
     def overload(self) -> str:
         """The overload of the ATen operation, "default" if there is but one."""
         return str(getattr(self.function, "_overloadname", "default"))
+
+    def argument(self, position: int, name: str, default: Any) -> Any:
+        """An argument given by position or by name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
 
     def evaluate(self, values: Mapping[str, Any]) -> Any:
         """The value, from the values it reads."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor
 
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
-from relprop.layers.base import argument
-from relprop.layers.linear import evaluate_map
 from relprop.maps import Conv, Dense, Diagonal, LinearMap
 
 __all__ = ["BATCH_NORMS", "as_linear_maps"]
@@ -60,7 +57,7 @@ def _linear_node(node: Node, linear_map: LinearMap, x: Any, w: Any, b: Any) -> N
     return replace(
         node,
         op=_map_op(linear_map),
-        function=partial(evaluate_map, linear_map),
+        function=linear_map.contraction,
         args=(x, w, b),
         kwargs={},
         attributes={**node.attributes, "map": linear_map},
@@ -75,7 +72,7 @@ def _map_op(linear_map: LinearMap) -> str:
 
 def _from_matmul(graph: Graph, node: Node) -> list[Node]:
     """x @ W with a weight of two axes is a dense layer whose weight is the transpose."""
-    scales = [argument(node, i, key, 1) for i, key in ((3, "beta"), (4, "alpha"))]
+    scales = [node.argument(i, key, 1) for i, key in ((3, "beta"), (4, "alpha"))]
     if node.op == "addmm" and scales != [1, 1]:
         return [node]
     b, x, w = node.args[:3] if node.op == "addmm" else (None, *node.args[:2])
@@ -110,7 +107,7 @@ def _convolution(graph: Graph, node: Node) -> Conv:
             else ("stride", "padding", "dilation", "groups")
         )
         defaults = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
-        given = {key: argument(node, 3 + i, key, defaults[key]) for i, key in enumerate(order)}
+        given = {key: node.argument(3 + i, key, defaults[key]) for i, key in enumerate(order)}
         stride, padding, dilation = given["stride"], given["padding"], given["dilation"]
         output_padding, groups = given.get("output_padding", 0), given["groups"]
     dilations = _spread(dilation, spatial)

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from relprop.analysis import Facts, leading_to
-from relprop.backends import Backend, Fusing, get
+from relprop.backends import get
 from relprop.binding import Binder, rule_text
 from relprop.composites import Composite, LayerInfo
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
 from relprop.inplace import rectify
 from relprop.layers import Step, operation
+from relprop.layers.protocol import Backend, Fusing
 from relprop.maps import Conv
 from relprop.tables import table
 

@@ -15,7 +15,6 @@ import torch
 from relprop.errors import PlanningError
 from relprop.fold import fold_batch_norms, fold_padding
 from relprop.graph import Graph, Node, Ref
-from relprop.layers.base import argument
 from relprop.linearised import BATCH_NORMS, as_linear_maps
 from relprop.spellings import respell
 
@@ -65,8 +64,8 @@ def _is_identity(node: Node) -> bool:
             )
         return bool(node.args) and isinstance(node.args[0], Ref)
     if node.op == "slice":
-        start, end = argument(node, 2, "start", 0), argument(node, 3, "end", None)
-        step = argument(node, 4, "step", 1)
+        start, end = node.argument(2, "start", 0), node.argument(3, "end", None)
+        step = node.argument(4, "step", 1)
         whole = end is None or (isinstance(end, int) and end >= 2**62)
         return start in (0, None) and whole and step == 1
     return False
@@ -106,8 +105,8 @@ def _single_values(graph: Graph) -> None:
             x, y = node.args[:2]
             function = aten.expand_as.default
             graph.nodes[name] = replace(node, op="expand_as", function=function, args=(y, x))
-        elif node.op == "pad" and argument(node, 2, "mode", "constant") == "constant":
-            args = (*node.args[:2], argument(node, 3, "value", None) or 0)
+        elif node.op == "pad" and node.argument(2, "mode", "constant") == "constant":
+            args = (*node.args[:2], node.argument(3, "value", None) or 0)
             graph.nodes[name] = replace(
                 node, op="constant_pad_nd", function=aten.constant_pad_nd.default, args=args,
                 kwargs={},
@@ -123,7 +122,7 @@ def _single_values(graph: Graph) -> None:
 def _part(source: Node, node: Node) -> Node | None:
     index = node.args[1]
     if source.op in _PARTS:
-        axis = argument(source, 1 if source.op == "unbind" else 2, "dim", 0)
+        axis = source.argument(1 if source.op == "unbind" else 2, "dim", 0)
         if source.op == "unbind":
             args: tuple[Any, ...] = (source.args[0], axis, index)
             return replace(node, op="select", function=aten.select.int, args=args)
@@ -144,7 +143,7 @@ def _part(source: Node, node: Node) -> Node | None:
         function = partial(_first, source.function)
         return replace(same, op=source.op, function=function)
     if source.op == "max" and len(source.args) > 1:
-        args = (source.args[0], [source.args[1]], argument(source, 2, "keepdim", False))
+        args = (source.args[0], [source.args[1]], source.argument(2, "keepdim", False))
         return replace(node, op="amax", function=aten.amax.default, args=args)
     if source.op in BATCH_NORMS:
         return replace(source, name=node.name, shape=node.shape, dtype=node.dtype)
@@ -158,7 +157,7 @@ def _moment(source: Node, node: Node, op: str) -> Node:
     if op != "mean":
         function = getattr(getattr(aten, op), source.overload)
         return replace(node, op=op, function=function, args=source.args, kwargs=source.kwargs)
-    axes = argument(source, 1, "dim", None)
+    axes = source.argument(1, "dim", None)
     args = (source.args[0], axes, bool(source.kwargs.get("keepdim", False)))
     return replace(node, op=op, function=aten.mean.dim, args=args, kwargs={})
 

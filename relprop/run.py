@@ -5,22 +5,21 @@ Relevance has a leading axis of K targets throughout; nothing here uses autograd
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from relprop.backends import Backend
-from relprop.backends.joined import joined
 from relprop.binding import rule_text
-from relprop.capture import CAPTURE_LOCK
 from relprop.conservation import StepRecord
-from relprop.errors import InputError, RelpropError, is_out_of_memory
+from relprop.errors import RelpropError, is_out_of_memory
+from relprop.evaluate import located, source_values
 from relprop.graph import Graph, Node
 from relprop.layers import Parts, Step
+from relprop.layers.joined import joined
+from relprop.layers.protocol import Backend
 from relprop.oracle import naive_relevance
 from relprop.plan import Plan
 
@@ -28,11 +27,8 @@ __all__ = [
     "Engine",
     "Forward",
     "arranged",
-    "evaluate",
     "forward",
-    "located",
     "relevance",
-    "source_values",
 ]
 
 
@@ -82,14 +78,6 @@ class Forward:
     shapes: dict[str, Any]
 
 
-def source_values(graph: Graph, model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
-    """The parameters, buffers and constants among `names`, as the model holds them now."""
-    wanted = set(names)
-    # while another thread captures the model, torch.export has tensors of its own in their place
-    with CAPTURE_LOCK:
-        return {n: source.read(model) for n, source in graph.sources.items() if n in wanted}
-
-
 def fixed_values(plan: Plan, model: nn.Module) -> dict[str, Any]:
     """Parameters, buffers, constants and what is computed from them alone, as they are now."""
     values = source_values(plan.graph, model, plan.read)
@@ -124,20 +112,6 @@ def forward(
         for name in plan.releases[node.name]:
             del values[name]
     return Forward(values[plan.output], saved, shapes)
-
-
-@contextlib.contextmanager
-def located(node: Node) -> Iterator[None]:
-    """Lets an error of a library operation say in which of the model's layers it happened."""
-    try:
-        yield
-    except (RuntimeError, IndexError) as error:
-        if is_out_of_memory(error):
-            raise
-        where = f"'{node.path}' ({node.op})" if node.path else node.op
-        raise InputError(
-            f"{where}: the forward pass fails on these inputs or parameters: {error}"
-        ) from error
 
 
 def arranged(value: Any) -> Any:
@@ -243,14 +217,3 @@ def _per_sample(r: Tensor | Parts, batch: int, axis: int) -> Tensor:
     if axis == 1 and r.ndim > 1 and r.shape[1] % max(batch, 1) == 0:
         return r.double().reshape(r.shape[0], r.shape[1] // max(batch, 1), batch, -1).sum((1, 3))
     return r.double().reshape(r.shape[0], batch, -1).sum(2)
-
-
-def evaluate(graph: Graph, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """All values that the graph's outputs need, computed plainly; those of the outputs returned."""
-    values = source_values(graph, model, graph.sources) | dict(inputs)
-    last = graph.last_reads([*graph.output_names, *inputs])
-    for node in graph.nodes.values():
-        values[node.name] = node.evaluate(values)
-        for name in last[node.name]:
-            values.pop(name, None)
-    return {name: values[name] for name in graph.output_names}

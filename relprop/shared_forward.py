@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from relprop import run
-from relprop.backends.products import float32_products
 from relprop.gradients import GradientPlan, Switch, differentiable_values
+from relprop.layers.precision import float32_products
 from relprop.methods import GradientMethod
 from relprop.plan import Plan
 from relprop.planner import AnyPlan

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from relprop.graph import Graph, Node, Ref
-from relprop.layers.base import argument
 
 __all__ = ["respell"]
 
@@ -88,7 +87,7 @@ def _addc(op: str) -> Callable[..., list[Node]]:
     def spell(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
         product = _beside(node, "product", op, *node.args[1:3])
         total = _sum(node, node.args[0], product)
-        value = argument(node, 3, "value", 1)
+        value = node.argument(3, "value", 1)
         return [product, replace(total, kwargs={"alpha": value} if value != 1 else {})]
 
     return spell

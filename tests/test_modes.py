@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import relprop
 from relprop import backends, methods, run
 from relprop import captured as captured_module
-from relprop.capture import CAPTURE_LOCK
+from relprop.evaluate import source_values
+from relprop.graph import CAPTURE_LOCK
 
 OPTIONS = {"epsilon_gamma_box": {"low": -3, "high": 3}, "deep_taylor": {"low": -3, "high": 3}}
 NAMES = [*methods.names()[:-1], "lrp_alpha2_beta1"]
@@ -246,7 +247,7 @@ def test_parameters_are_not_read_while_a_capture_is_under_way(net: Net) -> None:
     graph, read = explainer.plan.graph, threading.Event()
 
     def task() -> None:
-        run.source_values(graph, net, graph.sources)
+        source_values(graph, net, graph.sources)
         read.set()
 
     thread = threading.Thread(target=task)

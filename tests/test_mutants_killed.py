@@ -17,10 +17,11 @@ import relprop
 from relprop import backends, rules, run
 from relprop.analysis import analyse
 from relprop.backends import LinearCall
-from relprop.backends.products import Products, float32_products
+from relprop.backends.products import Products
 from relprop.composites import Composite
 from relprop.errors import PlanningError
 from relprop.layers.base import quotient, unbroadcast
+from relprop.layers.precision import float32_products
 from relprop.layers.windows import per_axis
 from relprop.maps import Conv, Dense
 from relprop.modes import neutral_modes

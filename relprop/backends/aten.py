@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.backends import LinearCall
 from relprop.backends.forms import Form, Layer, form_of
-from relprop.backends.products import Products, effective_precision, float32_products
+from relprop.backends.products import Products
 from relprop.layers import Operation, Step
+from relprop.layers.precision import effective_precision, float32_products
+from relprop.layers.protocol import LinearCall
 from relprop.maps import Dense
 
 __all__ = ["AtenBackend"]
@@ -25,7 +26,7 @@ class _Saved:
 
 
 class AtenBackend:
-    """See `relprop.backends.Backend`.
+    """See `relprop.layers.protocol.Backend`.
 
     Half-precision operands are computed in float32, or as bfloat16 under precision "medium".
     """
@@ -33,7 +34,7 @@ class AtenBackend:
     name = "aten"
 
     def operation(self, step: Step) -> Operation:
-        """See `relprop.backends.Backend.operation`."""
+        """See `relprop.layers.protocol.Backend.operation`."""
         return step.operation
 
     def forward(
@@ -45,10 +46,7 @@ class AtenBackend:
         cache: dict[Any, Any] | None = None,
         known: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """See `relprop.backends.Backend.forward`.
-
-        `known` is W a + b where it has been computed before; it stays unchanged.
-        """
+        """See `relprop.layers.protocol.Backend.forward`."""
         dtype = torch.promote_types(torch.promote_types(a.dtype, w.dtype), torch.float32)
         kept, cache = cache is not None, {} if cache is None else cache
         precision = effective_precision(call.precision, a.device)
@@ -71,7 +69,7 @@ class AtenBackend:
         return z, _Saved(form, layer, tensors)
 
     def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:
-        """See `relprop.backends.Backend.relevance`."""
+        """See `relprop.layers.protocol.Backend.relevance`."""
         layer: Layer[Any] = saved.layer
         r = r.detach().to(layer.products.w.dtype)
         if r.numel() == 0:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from relprop import reference
-from relprop.backends import LinearCall
 from relprop.layers import Operation, Step
+from relprop.layers.protocol import LinearCall
 
 __all__ = ["ReferenceBackend"]
 
@@ -21,12 +21,12 @@ class _Saved(NamedTuple):
 
 
 class ReferenceBackend:
-    """The naive evaluation, one target at a time; ignores `nonnegative`, `precision`, the cache."""
+    """The naive evaluation, one target at a time; what only saves time or memory it ignores."""
 
     name = "reference"
 
     def operation(self, step: Step) -> Operation:
-        """See `relprop.backends.Backend.operation`."""
+        """See `relprop.layers.protocol.Backend.operation`."""
         return step.operation
 
     def forward(
@@ -36,8 +36,9 @@ class ReferenceBackend:
         w: Tensor,
         b: Tensor | None,
         cache: dict[Any, Any] | None = None,
+        known: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """See `relprop.backends.Backend.forward`."""
+        """See `relprop.layers.protocol.Backend.forward`."""
         dtype = torch.promote_types(torch.promote_types(a.dtype, w.dtype), torch.float32)
         a, w, b = a.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
         z = call.map.contraction(a, w)
@@ -45,7 +46,7 @@ class ReferenceBackend:
         return z.relu() if call.rectified else z, _Saved(a, w, b)
 
     def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:
-        """See `relprop.backends.Backend.relevance`."""
+        """See `relprop.layers.protocol.Backend.relevance`."""
         a, w, b = saved
         result = a.new_empty(r.shape[0], *a.shape)
         for target, row in zip(result, r, strict=True):

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.backends import LinearCall
-from relprop.backends.joined import Joined, Quotients
 from relprop.backends.triton_fusion import FusedCall, Saved, fuse, lower_of
 from relprop.backends.triton_operations import OPERATIONS, check_operands
 from relprop.backends.triton_operations.recurrent import check_rule
@@ -23,6 +21,8 @@ from relprop.errors import InputError
 from relprop.graph import Graph
 from relprop.layers import Operation, Step
 from relprop.layers.base import refuse
+from relprop.layers.joined import Joined, Quotients
+from relprop.layers.protocol import LinearCall
 from relprop.maps import Conv, Diagonal, LinearMap
 from relprop.rules import Flat, ZBox
 
@@ -46,7 +46,7 @@ class TritonBackend:
             )
 
     def operation(self, step: Step) -> Operation:
-        """See `relprop.backends.Backend.operation`."""
+        """See `relprop.layers.protocol.Backend.operation`."""
         found = OPERATIONS.get(type(step.operation), step.operation)
         if found.needs_kernel and found.backend != self.name:
             raise refuse(step, "backend='triton' has no kernel for it; use backend='aten'")
@@ -55,7 +55,7 @@ class TritonBackend:
         return found
 
     def fuse(self, graph: Graph, steps: Mapping[str, Step], output: str) -> dict[str, Step]:
-        """See `relprop.backends.Fusing.fuse`."""
+        """See `relprop.layers.protocol.Fusing.fuse`."""
         return fuse(graph, steps, output)
 
     def forward(
@@ -65,8 +65,9 @@ class TritonBackend:
         w: Tensor,
         b: Tensor | None,
         cache: dict[Any, Any] | None = None,
+        known: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """See `relprop.backends.Backend.forward`."""
+        """See `relprop.layers.protocol.Backend.forward`."""
         from relprop import kernels
 
         check_operands(call.path or type(call.map).__name__, input=a, weight=w, bias=b)
@@ -102,7 +103,7 @@ class TritonBackend:
         return y, Saved(linear_map, shape, None if flat else saved, a, w)
 
     def relevance(self, call: LinearCall, saved: Any, r: Any) -> Any:
-        """See `relprop.backends.Backend.relevance`.
+        """See `relprop.layers.protocol.Backend.relevance`.
 
         With `Joined` for `saved` it returns the `Quotients` of the layer below, and it takes its
         own for `r`.

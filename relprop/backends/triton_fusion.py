@@ -3,7 +3,7 @@
 Forward, an activation that alone reads a layer or a sum is applied in its epilogue.  Back, a step
 divides the relevance of its input by the denominators of the layer that the input comes from, where
 only operations that pass relevance on lie between and each value has one reader: the layer then
-receives its quotients (`relprop.backends.joined`), and no kernel of its own makes them.
+receives its quotients (`relprop.layers.joined`), and no kernel of its own makes them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from relprop.backends import LinearCall
-from relprop.backends.joined import Below
 from relprop.graph import Graph
 from relprop.layers import Operation, Step
-from relprop.layers.base import argument
+from relprop.layers.joined import Below
 from relprop.layers.pointwise import Activation
+from relprop.layers.protocol import LinearCall
 from relprop.maps import Diagonal, LinearMap
 from relprop.rules import Flat, LinearRule, Pass
 
@@ -128,7 +127,7 @@ def _activation(step: Step) -> str | None:
     node = step.node
     if node.op not in _ACTIVATIONS or len(node.refs) != 1:
         return None
-    exact = node.op != "gelu" or argument(node, 1, "approximate", "none") == "none"
+    exact = node.op != "gelu" or node.argument(1, "approximate", "none") == "none"
     return node.op if exact else None
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relprop import run
 from relprop.call import Call
 from relprop.errors import InputError
+from relprop.evaluate import evaluate
 from relprop.explainer import Explainer
 from relprop.modes import neutral_modes
 from relprop.unwrap import unwrap
@@ -174,7 +174,7 @@ class Analyzer:
         with neutral_modes():
             graph, plan, _ = self.explainer._prepare(call)
             values = dict(zip(graph.inputs, call.leaves, strict=True))
-            output: Tensor = run.evaluate(graph, self.model, values)[plan.output]
+            output: Tensor = evaluate(graph, self.model, values)[plan.output]
             return output
 
     def _explained(self, inputs: tuple[Tensor, ...], target: Any) -> list[Tensor]:

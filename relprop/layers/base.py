@@ -165,13 +165,6 @@ def registered() -> dict[str, Operation]:
     return dict(_OPERATIONS)
 
 
-def argument(node: Node, position: int, name: str, default: Any) -> Any:
-    """An argument given by position or by name."""
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)
-
-
 def wide(tensor: Tensor) -> Tensor:
     """Half precision as float32: denominators and relevance are never narrower."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

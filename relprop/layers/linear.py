@@ -7,19 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from relprop.backends import LinearCall
 from relprop.errors import PlanningError
 from relprop.graph import Ref
 from relprop.layers.base import Operation, Step, register
-from relprop.maps import LinearMap
+from relprop.layers.protocol import LinearCall
 from relprop.rules import Epsilon, LinearRule, Pass, Rule
 
-__all__ = ["LinearLayer", "evaluate_map"]
-
-
-def evaluate_map(linear_map: LinearMap, a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """W.a + b, differentiable."""
-    return linear_map.contraction(a, w, b)
+__all__ = ["LinearLayer"]
 
 
 class LinearLayer(Operation):
@@ -40,9 +34,7 @@ class LinearLayer(Operation):
                 )
             return z, None
         call, cache = step.options["call"], engine.cache(step.name)
-        if step.name in engine.known:
-            return engine.backend.forward(call, a, w, b, cache, engine.known[step.name])
-        return engine.backend.forward(call, a, w, b, cache)
+        return engine.backend.forward(call, a, w, b, cache, engine.known.get(step.name))
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         if isinstance(step.rule, Pass):

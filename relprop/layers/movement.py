@@ -13,7 +13,6 @@ from relprop.graph import Node
 from relprop.layers.base import (
     Operation,
     Step,
-    argument,
     laid_out,
     layout,
     register,
@@ -120,7 +119,7 @@ class Concatenation(Movement):
     several = True
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
-        axis = argument(step.node, 1, "dim", 0) % out.ndim + 1
+        axis = step.node.argument(1, "dim", 0) % out.ndim + 1
         parts = [ref.name for ref in step.node.args[0]]
         sizes = [values[name].shape[axis - 1] if values[name].ndim == out.ndim else 0
                  for name in parts]  # fmt: skip
@@ -142,7 +141,7 @@ class Stacking(Movement):
     several = True
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
-        axis = argument(step.node, 1, "dim", 0) % out.ndim + 1
+        axis = step.node.argument(1, "dim", 0) % out.ndim + 1
         return axis, [ref.name in step.inputs for ref in step.node.args[0]]
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
@@ -162,7 +161,7 @@ class Padding(Movement):
         return (F.pad(r, [-size for size in step.node.args[1]]),)
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
-        return known(node.args[0]) and argument(node, 2, "value", 0) >= 0
+        return known(node.args[0]) and node.argument(2, "value", 0) >= 0
 
 
 @register(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node, Ref
-from relprop.layers.base import Operation, Step, argument, quotient, register, wide
+from relprop.layers.base import Operation, Step, quotient, register, wide
 from relprop.rules import Norm, Pass, Rule
 
 __all__ = ["GroupNorm", "LayerNorm", "linearised"]
@@ -81,17 +81,17 @@ class LayerNorm(_Normalisation):
         return x.reshape(-1, self._size(node))
 
     def gain(self, node: Node, x: Tensor, values: Mapping[str, Any]) -> Tensor | None:
-        gain = _given(argument(node, 2, "weight", None), values)
+        gain = _given(node.argument(2, "weight", None), values)
         return None if gain is None else wide(gain)
 
     def slope(self, node: Node, x: Tensor, values: Mapping[str, Any]) -> Tensor:
         groups = self.grouped(node, x)
         if node.op == "rms_norm":
-            epsilon = argument(node, 3, "eps", None)
+            epsilon = node.argument(3, "eps", None)
             epsilon = torch.finfo(x.dtype).eps if epsilon is None else epsilon
             inverse = groups.square().mean(-1).add_(epsilon).rsqrt_()
         else:
-            epsilon = argument(node, 4, "eps", 1e-5)
+            epsilon = node.argument(4, "eps", 1e-5)
             inverse = groups.var(-1, correction=0).add_(epsilon).rsqrt_()
         axes = len(node.args[1])
         inverse = inverse.view(*x.shape[: x.ndim - axes], *(1,) * axes)
@@ -113,11 +113,11 @@ class GroupNorm(_Normalisation):
 
     def gain(self, node: Node, x: Tensor, values: Mapping[str, Any]) -> Tensor | None:
         position = 1 if node.op == "instance_norm" else 2
-        gain = _given(argument(node, position, "weight", None), values)
+        gain = _given(node.argument(position, "weight", None), values)
         return None if gain is None else wide(gain).view(-1, *(1,) * (x.ndim - 2))
 
     def slope(self, node: Node, x: Tensor, values: Mapping[str, Any]) -> Tensor:
-        epsilon = argument(node, 7 if node.op == "instance_norm" else 4, "eps", 1e-5)
+        epsilon = node.argument(7 if node.op == "instance_norm" else 4, "eps", 1e-5)
         inverse = self.grouped(node, x).var(-1, correction=0).add_(epsilon).rsqrt_()
         groups = self._groups(node, x)
         inverse = inverse.view(x.shape[0], groups, 1).expand(-1, -1, x.shape[1] // groups)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node, Ref
-from relprop.layers.base import Operation, Step, argument, quotient, register, unbroadcast, wide
+from relprop.layers.base import Operation, Step, quotient, register, unbroadcast, wide
 from relprop.rules import Norm, Pass, Product, Rule
 
 __all__ = ["Activation", "Clamp", "Multiplication", "NonNegativeActivation", "Sum"]
@@ -84,8 +84,8 @@ class Clamp(Activation):
     def bounds(self, node: Node) -> tuple[Any, Any]:
         """The least and the largest value, None for none."""
         if node.op == "hardtanh":
-            return argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
-        return argument(node, 1, "min", None), argument(node, 2, "max", None)
+            return node.argument(1, "min_val", -1.0), node.argument(2, "max_val", 1.0)
+        return node.argument(1, "min", None), node.argument(2, "max", None)
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
         low, _ = self.bounds(node)
@@ -101,7 +101,7 @@ class ClampFromAbove(Activation):
     scales_magnitudes = True
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
-        high = argument(node, 1, "max", None)
+        high = node.argument(1, "max", None)
         return known(node.args[0]) and isinstance(high, (int, float)) and high >= 0
 
 
@@ -171,7 +171,7 @@ class Addition(Sum):
     scales_magnitudes = True
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
-        return argument(node, 2, "alpha", 1) >= 0 and all(known(x) for x in node.args[:2])
+        return node.argument(2, "alpha", 1) >= 0 and all(known(x) for x in node.args[:2])
 
 
 @register("sub", "rsub")
@@ -181,7 +181,7 @@ class Difference(Sum):
 
 def operand_factors(node: Node) -> tuple[float, float]:
     """The factors of both operands of a sum."""
-    alpha = argument(node, 2, "alpha", 1)
+    alpha = node.argument(2, "alpha", 1)
     factors = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}
     return factors[node.op]
 
@@ -280,7 +280,7 @@ class GatedLinearUnit(Operation):
     carry = "gated"
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
-        return argument(step.node, 1, "dim", -1) % out.ndim
+        return step.node.argument(1, "dim", -1) % out.ndim
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         return (torch.cat([r, torch.zeros_like(r)], saved + 1),)

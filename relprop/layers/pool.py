@@ -13,7 +13,6 @@ from relprop.graph import Node
 from relprop.layers.base import (
     Operation,
     Step,
-    argument,
     laid_out,
     layout,
     quotient,
@@ -69,9 +68,9 @@ class AveragePooling(LinearPooling):
         """Kernel, stride, padding, and ceil_mode, count_include_pad, divisor_override."""
         return (
             *window(node),
-            argument(node, 4, "ceil_mode", False),
-            argument(node, 5, "count_include_pad", True),
-            argument(node, 6, "divisor_override", None),
+            node.argument(4, "ceil_mode", False),
+            node.argument(5, "count_include_pad", True),
+            node.argument(6, "divisor_override", None),
         )
 
     def adjoint(self, node: Node, s: Tensor, a: Tensor) -> Tensor:
@@ -111,11 +110,11 @@ class Reduction(LinearPooling):
 
     def axes(self, node: Node, ndim: int) -> list[int]:
         """The axes that go, in order."""
-        return sorted(axis % ndim for axis in argument(node, 1, "dim", None) or range(ndim))
+        return sorted(axis % ndim for axis in node.argument(1, "dim", None) or range(ndim))
 
     def adjoint(self, node: Node, s: Tensor, a: Tensor) -> Tensor:
         axes = self.axes(node, a.ndim)
-        if not argument(node, 2, "keepdim", False):
+        if not node.argument(2, "keepdim", False):
             for axis in axes:
                 s = s.unsqueeze(axis)
         if node.op == "mean":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node
-from relprop.layers.base import Step, argument, quotient, register, wide
+from relprop.layers.base import Step, quotient, register, wide
 from relprop.layers.pool import LinearPooling
 from relprop.rules import Norm
 
@@ -25,7 +25,7 @@ class Resampling(LinearPooling):
     def adjoint(self, node: Node, s: Tensor, a: Tensor) -> Tensor:
         backward = getattr(aten, f"{node.op}_backward")
         corners = node.args[2]
-        scales = argument(node, 3, "scale_factors", None)
+        scales = node.argument(3, "scale_factors", None)
         spatial = a.ndim - 2
         if node.overload != "vec":
             scales = node.args[3 : 3 + spatial] or None

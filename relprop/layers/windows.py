@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node
-from relprop.layers.base import argument
 
 __all__ = ["flat_shape", "per_axis", "stacked", "window"]
 
@@ -31,8 +30,8 @@ def window(node: Node) -> list[list[int]]:
     """Kernel, stride and padding of a pooling whose name ends in its number of axes and a d."""
     spatial = int(node.op[-2])
     kernel = per_axis(node.args[1], spatial)
-    stride = argument(node, 2, "stride", []) or kernel
-    return [kernel, per_axis(stride, spatial), per_axis(argument(node, 3, "padding", 0), spatial)]
+    stride = node.argument(2, "stride", []) or kernel
+    return [kernel, per_axis(stride, spatial), per_axis(node.argument(3, "padding", 0), spatial)]
 
 
 def stacked(rows: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node
-from relprop.layers.base import Operation, Step, argument, laid_out, register
+from relprop.layers.base import Operation, Step, laid_out, register
 from relprop.layers.windows import per_axis, stacked, window
 
 __all__ = ["AdaptiveMaxPooling", "MaxPooling", "Maximum"]
@@ -65,10 +65,10 @@ class MaxPooling(Winner):
 
     def options(self, node: Node) -> list[list[int]]:
         """Kernel, stride, padding, dilation."""
-        return [*window(node), per_axis(argument(node, 4, "dilation", 1), int(node.op[-2]))]
+        return [*window(node), per_axis(node.argument(4, "dilation", 1), int(node.op[-2]))]
 
     def winners(self, node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
-        options, ceil_mode = self.options(node), argument(node, 5, "ceil_mode", False)
+        options, ceil_mode = self.options(node), node.argument(5, "ceil_mode", False)
         if node.op == "max_pool1d":
             options = [[neutral, *o] for neutral, o in zip((1, 1, 0, 1), options, strict=True)]
             out, indices = aten.max_pool2d_with_indices(x.unsqueeze(-2), *options, ceil_mode)
@@ -84,7 +84,7 @@ class MaxPooling(Winner):
         node = step.node
         if node.op != "max_pool2d" or len(shape) != 4:
             return super().relevance(step, (indices, shape), r, engine)
-        options = [*self.options(node), argument(node, 5, "ceil_mode", False)]
+        options = [*self.options(node), node.argument(5, "ceil_mode", False)]
         last = indices.is_contiguous(memory_format=torch.channels_last)
         form = torch.channels_last if last else torch.contiguous_format
         like = torch.empty(shape, dtype=r.dtype, device=r.device, memory_format=form)
@@ -114,7 +114,7 @@ class Maximum(Winner):
     """Maximum over one or several axes."""
 
     def _axes(self, node: Node, ndim: int) -> list[int]:
-        axes = argument(node, 1, "dim", [])
+        axes = node.argument(1, "dim", [])
         axes = [axes] if isinstance(axes, int) else list(axes)
         return sorted(axis % ndim for axis in axes) or list(range(ndim))
 
@@ -129,7 +129,7 @@ class Maximum(Winner):
         countdown = torch.arange(flat.shape[-1], 0, -1, device=x.device)
         indices = ((flat == top) * countdown).argmax(-1)
         out = top.squeeze(-1)
-        if argument(step.node, 2, "keepdim", False):
+        if step.node.argument(2, "keepdim", False):
             for axis in axes:
                 out = out.unsqueeze(axis)
         return out, (indices, order, moved.shape, flat.shape)

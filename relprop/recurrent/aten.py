@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relprop.backends.products import float32_products
+from relprop.layers.precision import float32_products
 from relprop.recurrent.fused import fused_scan
 from relprop.recurrent.layout import Direction, Layout
 from relprop.recurrent.reduced import Inflow, Outflow, Scan, at_last, reduced_relevance, scan_of

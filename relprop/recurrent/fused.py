@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relprop.backends.pointwise import stabilized
+from relprop.layers.quotients import stabilized
 from relprop.recurrent.layout import Direction
 from relprop.recurrent.reduced import Scan
 

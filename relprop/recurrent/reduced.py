@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from relprop import reference
-from relprop.backends.pointwise import flush_tiny_, stabilized
+from relprop.layers.quotients import flush_tiny_, stabilized
 from relprop.recurrent.layout import CELLED
 from relprop.recurrent.tape import Tape
 

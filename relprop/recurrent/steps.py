@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from relprop import backends
-from relprop.backends import LinearCall
-from relprop.backends.pointwise import flush_tiny_
+from relprop.layers.protocol import LinearCall
+from relprop.layers.quotients import flush_tiny_
 from relprop.maps import Dense
 from relprop.recurrent.layout import candidate_rule
 from relprop.recurrent.reduced import Inflow, Outflow, _join

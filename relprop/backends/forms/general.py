@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from relprop.backends.forms.layer import Layer
-from relprop.backends.pointwise import divide, one_where_zero
+from relprop.layers.quotients import divide, one_where_zero
 from relprop.reference import modify
 from relprop.rules import Joint, LinearRule
 from relprop.terms import Group, Modifier, Term, modified

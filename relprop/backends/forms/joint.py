@@ -9,14 +9,14 @@ from torch import Tensor
 
 from relprop.backends.forms.constants import ZBoxForm
 from relprop.backends.forms.layer import Layer
-from relprop.backends.pointwise import (
+from relprop.backends.products import Products
+from relprop.layers.quotients import (
     CHANNELS_LAST,
     divide,
     is_channels_last,
     new_like,
     one_where_zero,
 )
-from relprop.backends.products import Products
 from relprop.rules import Joint, ZBox
 from relprop.terms import IDENTITY, POSITIVE
 

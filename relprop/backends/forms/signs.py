@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from relprop.backends.forms.layer import Layer
-from relprop.backends.pointwise import divide, one_where_zero, quotient
+from relprop.layers.quotients import divide, one_where_zero, quotient
 from relprop.rules import AlphaBeta, LinearRule
 from relprop.terms import NEGATIVE, POSITIVE
 

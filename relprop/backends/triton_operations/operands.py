@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.backends.joined import Joined, Quotients
 from relprop.errors import InputError
+from relprop.layers.joined import Joined, Quotients
 from relprop.layers.windows import flat_shape
 
 __all__ = ["check_operands", "images_of", "parts_of", "result_of", "rows_of", "shaped"]

@@ -19,7 +19,6 @@ from relprop.backends.triton_operations.operands import (
 )
 from relprop.graph import Node
 from relprop.layers import Step
-from relprop.layers.base import argument
 from relprop.layers.pool import AdaptiveAveragePooling, AveragePooling
 from relprop.layers.resample import Resampling
 from relprop.layers.windows import per_axis
@@ -78,7 +77,7 @@ class TritonMaxPooling(_Maxima, Dividing, MaxPooling):
     def maxima(self, node: Node, images: Tensor) -> tuple[Tensor, Tensor]:
         from relprop import kernels
 
-        ceil_mode = argument(node, 5, "ceil_mode", False)
+        ceil_mode = node.argument(5, "ceil_mode", False)
         return kernels.max_pool(images, *self.options(node), ceil_mode)
 
     def shares(
@@ -180,7 +179,7 @@ class TritonResampling(_Means, Dividing, Resampling):
         """Whether the corners coincide; the given factor of scale of each axis."""
         spatial = int(node.op[-2])
         if node.overload == "vec":
-            factors = argument(node, 3, "scale_factors", None)
+            factors = node.argument(3, "scale_factors", None)
         else:
             factors = node.args[3 : 3 + spatial]
         return bool(node.args[2]), list(factors or [None] * spatial)

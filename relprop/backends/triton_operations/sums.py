@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relprop.backends.joined import Quotients
 from relprop.backends.triton_fusion import Dividing, lower_of
 from relprop.backends.triton_operations.operands import check_operands, parts_of
 from relprop.graph import Ref
 from relprop.layers import Step
 from relprop.layers.base import unbroadcast
+from relprop.layers.joined import Quotients
 from relprop.layers.pointwise import Sum, operand_factors
 from relprop.rules import Norm, Pass
 

@@ -18,15 +18,14 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from relprop.capture import CAPTURE_LOCK
 from relprop.errors import PlanningError
-from relprop.graph import Graph, Node
+from relprop.evaluate import located, source_values
+from relprop.graph import CAPTURE_LOCK, Graph, Node
 from relprop.integrations import peer
 from relprop.integrations.captum.rules import converted, ruled
 from relprop.integrations.terms import ScaledWeights
 from relprop.modes import check_modes, neutral_modes
 from relprop.record import record
-from relprop.run import located, source_values
 from relprop.snapshot import untouched
 from relprop.terms import modified
 

@@ -9,15 +9,9 @@ from typing import Any
 from relprop.errors import PlanningError
 from relprop.gates import is_gate, is_magnitude
 from relprop.graph import Graph, Node, Ref
-from relprop.layers import operation
+from relprop.layers.traits import traits
 
 __all__ = ["Facts", "analyse", "carrying_refs", "leading_to"]
-
-_NO_FLOW = {
-    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros",
-    "new_ones", "new_full", "new_empty", "sym_size", "sign", "sgn", "fill", "zero",
-}  # fmt: skip
-_SHAPED_LIKE = {"expand_as", "view_as", "reshape_as"}
 
 
 @dataclass
@@ -54,12 +48,12 @@ def analyse(graph: Graph, floating: Iterable[str], integer: Iterable[str]) -> Fa
         _flow(node, facts)
         if all(name in facts.fixed for name in node.refs):
             facts.fixed.add(node.name)
-        if is_gate(node, graph.nodes, facts.gates, facts.magnitudes, facts.carriers):
+        reading = carrying_refs(node, facts)
+        if is_gate(node, graph.nodes, facts.gates, facts.magnitudes, reading):
             facts.gates.add(node.name)
-        if is_magnitude(node, graph.nodes, facts.magnitudes, facts.carriers):
+        if is_magnitude(node, graph.nodes, facts.magnitudes, reading):
             facts.magnitudes.add(node.name)
-        found = operation(node.op)
-        if found is not None and found.nonnegative(node, _known(facts)):
+        if traits(node.op).nonnegative(node, _known(facts)):
             facts.nonnegative.add(node.name)
     return facts
 
@@ -85,25 +79,24 @@ def leading_to(
 
 def carrying_refs(node: Node, facts: Facts) -> list[str]:
     """The values read by the node that can give it relevance, in order, repeated if read twice."""
-    found = operation(node.op)
-    if (found is not None and found.carry == "linear") or node.op in _SHAPED_LIKE:
+    found = traits(node.op)
+    if found.carry == "linear" or found.shaped_like:
         return [ref.name for ref in node.args[:1] if ref.name in facts.carriers]
-    if node.name in facts.tokens or node.op == "embedding":
+    if node.name in facts.tokens or found.embeds:
         return [name for name in node.refs if name in facts.carriers]
     return [name for name in node.refs if name in facts.carriers and name not in facts.tokens]
 
 
 def _flow(node: Node, facts: Facts) -> None:
-    refs = [name for name in node.refs if name in facts.carriers]
-    if node.op in _SHAPED_LIKE:
-        refs = [name for name in node.refs[:1] if name in facts.carriers]
-    if not refs or node.op in _NO_FLOW:
+    found = traits(node.op)
+    read = node.refs[:1] if found.shaped_like else node.refs
+    refs = [name for name in read if name in facts.carriers]
+    if not refs or not found.flows:
         return
     if all(name in facts.tokens for name in refs):
-        found = operation(node.op)
-        if node.op == "embedding":
+        if found.embeds:
             facts.carriers.add(node.name)
-        elif found is not None and found.kind == "reshape" and not _is_floating(node):
+        elif found.moves and not _is_floating(node):
             facts.tokens.add(node.name)
             facts.carriers.add(node.name)
         return
@@ -112,9 +105,7 @@ def _flow(node: Node, facts: Facts) -> None:
     if node.dtype is not None and not node.dtype.is_floating_point:
         return
     facts.carriers.add(node.name)
-    found = operation(node.op)
-    linear = found is not None and found.kind in ("linear", "conv", "conv_transpose", "recurrent")
-    if not linear and any(name in facts.fresh for name in refs):
+    if not found.weighted and any(name in facts.fresh for name in refs):
         facts.fresh.add(node.name)
 
 

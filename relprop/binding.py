@@ -16,6 +16,7 @@ from relprop.layers.base import refuse
 from relprop.layers.pointwise import Unchanged
 from relprop.layers.protocol import LinearCall
 from relprop.layers.recurrent import Recurrence
+from relprop.layers.traits import traits
 from relprop.rules import Joint, LinearRule, Norm, Pass, Product, Rule
 
 __all__ = ["Binder", "rule_text"]
@@ -99,7 +100,8 @@ class Binder:
     def _by_hand(self, node: Node, inputs: tuple[str, ...], rule: Rule | None) -> Step | None:
         if isinstance(rule, Pass) and len(inputs) == 1 and node.shape is not None:
             return Step(node, _PASS, inputs, rule)
-        self.unruled.append(_where(node) + _HINTS.get(node.op, ""))
+        hint = traits(node.op).hint
+        self.unruled.append(f"{_where(node)}: {hint}" if hint else _where(node))
         return None
 
     def _linear(self, step: Step) -> Step:
@@ -193,11 +195,6 @@ class _Passed(Unchanged):
 
 
 _PASS: Operation = _Passed()
-_HINTS = dict.fromkeys(
-    ("softmax", "_softmax", "log_softmax", "_log_softmax"),
-    ": explain what it reads, such as the logits (a model without it, or output=)",
-)
-"""What to do about some operations, for messages."""
 
 
 def _receivers(step: Step) -> list[str]:

@@ -23,12 +23,6 @@ __all__ = ["rectify"]
 _PROPORTIONAL = (Epsilon, ZPlus, AlphaBeta, Gamma)
 """Linear rules whose relevance is a multiple of the input."""
 
-_KEEP_ZERO = {
-    "relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "selu", "celu", "mish", "hardswish",
-    "relu6", "neg",
-}  # fmt: skip
-"""Pointwise operations that give 0 for 0 and hand their relevance on unchanged."""
-
 
 def rectify(graph: Graph, steps: Mapping[str, Step], output: str) -> dict[str, Step]:
     """The steps, with `inplace` set where a ReLU may overwrite its input, `rectified` where the
@@ -78,5 +72,5 @@ def _keeps(step: Step, vanishing: set[str]) -> bool:
         case "movement" | "winner" | "product":
             return step.name in vanishing
         case "pass":
-            return step.node.op in _KEEP_ZERO and step.name in vanishing
+            return step.operation.keeps_zero and step.name in vanishing
     return False

@@ -29,7 +29,8 @@ _IDENTITIES = {
 }  # fmt: skip
 _VIEWS = {"view", "_unsafe_view", "reshape"}
 _SYNONYMS = {"multiply": "mul", "divide": "div", "subtract": "sub", "concatenate": "cat",
-             "native_channel_shuffle": "channel_shuffle"}  # fmt: skip
+             "native_channel_shuffle": "channel_shuffle", "moveaxis": "movedim",
+             "swapdims": "swapaxes", "special_expit": "sigmoid"}  # fmt: skip
 _PARTS = {"split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split",
           "unsafe_chunk", "unsafe_split_with_sizes"}  # fmt: skip
 _POOLS_WITH_INDICES = {f"max_pool{n}d_with_indices": f"max_pool{n}d" for n in (1, 2, 3)}

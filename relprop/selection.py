@@ -12,6 +12,7 @@ from relprop.call import Call
 from relprop.errors import InputError
 from relprop.gradients import GradientPlan
 from relprop.graph import Graph, Ref, refs_of
+from relprop.layers.traits import traits
 from relprop.plan import Plan
 
 __all__ = ["explained_inputs", "explained_labels", "layer_value", "output_value"]
@@ -41,7 +42,7 @@ def explained_inputs(
     embedded = {
         name
         for node in plan.graph.nodes.values()
-        if node.op == "embedding"
+        if traits(node.op).embeds
         for name in node.refs
         if name in plan.facts.tokens
     }

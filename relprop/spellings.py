@@ -93,6 +93,14 @@ def _addc(op: str) -> Callable[..., list[Node]]:
     return spell
 
 
+def _transposed(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
+    """`x.mT`, and the adjoint of a real matrix, by the names of the axes that change places."""
+    if node.dtype is None or node.dtype.is_complex:
+        return [node]
+    args = (node.args[0], -2, -1)
+    return [replace(node, op="transpose", function=aten.transpose.int, args=args)]
+
+
 def _matmul(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
     """W @ x is the transpose of x^T @ W^T: a dense layer over the axis before the last."""
     weight, x = node.args[:2]
@@ -141,6 +149,7 @@ _SPELLINGS: dict[str, Callable[[Graph, Node, Collection[str]], list[Node]]] = {
     "lerp": _lerp,
     "addcmul": _addc("mul"),
     "addcdiv": _addc("div"),
+    **dict.fromkeys(("mT", "mH", "matrix_H", "adjoint"), _transposed),
     "matmul": _matmul,
     "mm": _matmul,
     "bmm": _bmm,

@@ -19,6 +19,7 @@ from torch.testing import assert_close
 
 import relprop
 from relprop import backends, rules, run
+from relprop.capture import capture_by_export
 from relprop.composites import Composite
 from relprop.errors import PlanningError
 from relprop.graph import Graph
@@ -196,7 +197,12 @@ CASES: dict[str, Case] = {
     "permute": Case("permute", lambda x: x.permute(2, 0, 3, 1), IMAGE),
     "transpose": Case("transpose", lambda x: x.transpose(-1, 1), IMAGE),
     "swapaxes": Case("swapaxes", lambda x: x.swapaxes(1, 3), IMAGE),
+    "swapdims": Case("swapaxes", lambda x: x.swapdims(-1, 1), IMAGE),
+    "mT": Case("transpose", lambda x: x.mT, IMAGE),
+    "mH": Case("transpose", lambda x: x.mH, SEQUENCE),
+    "adjoint": Case("transpose", lambda x: x.adjoint(), SEQUENCE),
     "movedim": Case("movedim", lambda x: x.movedim((1, 2), (3, 0)), IMAGE),
+    "moveaxis": Case("movedim", lambda x: x.moveaxis(1, 3), IMAGE),
     "t": Case("t", lambda x: x.t(), (7,)),
     "T": Case("numpy_T", lambda x: x.T, (7,)),
     "expand": Case("expand", lambda x: x[:, None, :1].expand(-1, 4, 5, -1), SEQUENCE),
@@ -215,6 +221,8 @@ CASES: dict[str, Case] = {
     "cat": Case("cat", lambda x: torch.cat([x, x[:, :1], x], 1), SEQUENCE),
     "cat constant": Case("cat", lambda x: torch.cat([torch.ones_like(x), x], -1), SEQUENCE),
     "concat": Case("concat", lambda x: torch.concat([x.tanh(), x], 2), SEQUENCE),
+    "concat of itself": Case("concat", lambda x: torch.concat([x.flip(1), x], 2), SEQUENCE),
+    "stack of itself": Case("stack", lambda x: torch.stack([x, x.flip(2)], 1), SEQUENCE),
     "stack": Case("stack", lambda x: torch.stack([x, x.relu(), torch.zeros_like(x)], -1), SEQUENCE),
     "pad": Case("constant_pad_nd", lambda x: F.pad(x, (1, 0, 2, 3)), IMAGE),
     "pad value": Case("constant_pad_nd", lambda x: F.pad(x, (0, 2), value=-1.5), SEQUENCE),
@@ -664,6 +672,16 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "bool mask": lambda g: g > 0,
     "float mask": lambda g: (g > 0).to(g.dtype),
     "dropout": lambda g: F.dropout(g.sigmoid(), 0.5, False),
+    "expit": lambda g: torch.special.expit(g),
+    "clip": lambda g: g.clip(0, 1),
+    "clip(x + 3) / 6": lambda g: (g + 3).clip(0, 6) / 6,
+    "clamped": lambda g: g.sigmoid().clamp(0.1, 0.6),
+    "larger of two": lambda g: torch.maximum(g.sigmoid(), 1 - g.sigmoid()),
+    "share of a sum": lambda g: g.sigmoid() / g.sigmoid().sum(1, keepdim=True),
+    "share of the largest": lambda g: g.sigmoid() / g.sigmoid().amax(2, keepdim=True),
+    "masked": lambda g: g.sigmoid().masked_fill(g > 0, 0.25),
+    "gathered": lambda g: g.sigmoid().gather(2, torch.tensor([[[0, 3, 1, 1]] * 3] * 2)),
+    "resampled": lambda g: F.interpolate(g.sigmoid()[None], size=(3, 4), mode="bicubic")[0],
 }
 
 
@@ -684,6 +702,86 @@ def test_signal_takes_all(name: str, backend: str) -> None:
         assert_close(passed.output, product(g, x))
         assert torch.equal(found[plan.graph.inputs[1]][0], start)
         assert not found.get(plan.graph.inputs[0], torch.zeros(1)).any()
+
+
+def _packed_and_padded(x: Tensor) -> Tensor:
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 2]), batch_first=True)
+    return nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)[0]
+
+
+# these read the gate's tanh or ReLU too, which is no gate
+_MORE_THAN_MOVED = ("concat", "stack", "where", "assign", "assign one", "split")
+MOVES = {
+    **{
+        name: case
+        for name, case in CASES.items()
+        if registered()[case.operation].moves and name not in _MORE_THAN_MOVED
+    },
+    **{
+        name: Case(name, _packed_and_padded, SEQUENCE)
+        for name in ("_pack_padded_sequence", "_pad_packed_sequence", "getitem")
+    },
+}
+
+
+class Gated(nn.Module):
+    """A dense layer of all the input times the input's sigmoid, moved; several side by side."""
+
+    def __init__(self, cases: list[Case], x: Tensor, gate_first: bool) -> None:
+        super().__init__()
+        self.moves = [_module(case) for case in cases]
+        self.weights = [_weight(move(x).numel(), x.numel()).double() for move in self.moves]
+        self.gate_first = gate_first
+
+    def gates(self, x: Tensor) -> list[Tensor]:
+        return [move(x.sigmoid()) for move in self.moves]
+
+    def product(self, x: Tensor, gates: list[Tensor]) -> Tensor:
+        products = []
+        for weight, gate in zip(self.weights, gates, strict=True):
+            signal = F.linear(x.reshape(1, -1), weight.to(x)).reshape(gate.shape)
+            products.append(gate * signal if self.gate_first else signal * gate)
+        return torch.cat([product.flatten() for product in products])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, self.gates(x))
+
+
+def _check_held(model: Gated, graph: Graph, x: Tensor) -> None:
+    """LRP-0 is the input times the gradient of the product with its gates held fixed."""
+    composite = relprop.methods.resolve("lrp_zero").composite  # type: ignore[attr-defined]
+    plan = planned(model, x, graph=graph, composite=composite)
+    (found,), _ = relevance(plan, model, x, start=model(x).unsqueeze(0))
+    held, own = model.gates(x), x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.product(own, held).sum(), own)
+    expected = (x * gradient)[None]
+    assert_close(found, expected, rtol=1e-11, atol=1e-13 * float(expected.abs().max()))
+
+
+def test_every_movement_moves_a_gate() -> None:
+    moving = {name for name, operation in registered().items() if operation.moves}
+    assert moving == {case.operation for case in MOVES.values()}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_a_gate_that_moved_is_a_gate(name: str) -> None:
+    x = _input(MOVES[name], 2)
+    model = Gated([MOVES[name]], x, gate_first=False).eval()
+    with neutral_modes():
+        graph = canonical(record(model, (x,), {}, 0))
+    assert MOVES[name].operation in {node.op for node in graph.nodes.values()}
+    _check_held(model, graph, x)
+
+
+@pytest.mark.parametrize("shape", sorted({case.shape for case in MOVES.values()}), ids=str)
+def test_a_gate_that_moved_is_a_gate_in_an_exported_model(shape: tuple[int, ...]) -> None:
+    movable = (case for case in MOVES.values() if case.make is not _packed_and_padded)
+    cases = [case for case in movable if case.shape == shape]  # torch.export refuses packing
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    model = Gated(cases, x, gate_first=True).eval()
+    with neutral_modes():
+        graph = canonical(capture_by_export(model, (x,), {}, 0))
+    _check_held(model, graph, x)
 
 
 @pytest.mark.parametrize(
@@ -768,6 +866,13 @@ def test_integer_inputs_carry_nothing_but_through_embeddings(backend: str) -> No
     assert found.tolist() == [[2, 1, 4], [0, 32, 24]]
     (found,) = explained(lambda x, n: x + n, x, n, start=start, backend=backend)
     assert_close(found, x / ((x + n) + 1e-6 * torch.where(x + n >= 0, 1, -1)) * start)
+
+
+def test_a_gate_moved_to_places_that_are_an_input_is_a_gate() -> None:
+    x, n = torch.randn(2, 3).double(), torch.tensor([[1, 0, 2], [2, 2, 1]])
+    start = torch.randn(2, 3).double()
+    found = explained(lambda x, n: x * x.sigmoid().gather(1, n), x, n, start=start)
+    assert torch.equal(found[0], start)
 
 
 @BOTH

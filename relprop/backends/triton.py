@@ -29,9 +29,6 @@ from relprop.rules import Flat, ZBox
 
 __all__ = ["TritonBackend"]
 
-_SERVED = frozenset({"avg_pool", "max_pool", "add"})
-"""Kinds, beside the linear ones, that a kernel must serve."""
-
 
 class TritonBackend:
     """Fused kernels on a CUDA device; in Triton's interpreter also on the CPU.
@@ -54,10 +51,8 @@ class TritonBackend:
         if isinstance(step.operation, Recurrence):
             check_rule(step)
             return run_by(TritonRecurrence, type(step.operation))
-        found = OPERATIONS.get(step.node.op, step.operation)
-        # of two values the larger takes all: that merely chooses where relevance goes
-        served_kind = found.kind in _SERVED and found.carry != "choice"
-        if served_kind and found.backend != self.name:
+        found = OPERATIONS.get(type(step.operation), step.operation)
+        if found.needs_kernel and found.backend != self.name:
             raise refuse(step, "backend='triton' has no kernel for it; use backend='aten'")
         return found
 

@@ -84,6 +84,32 @@ class Operation:
     """Whose code it runs, where the plan's backend has none of its own."""
     limits: ClassVar[str] = ""
     """Which rules of its kind it does not take, for messages."""
+    flows: ClassVar[bool] = True
+    """Whether its value depends on the values it reads: not that of `zeros_like`."""
+    moves: ClassVar[bool] = False
+    """Each element of its value is an element that it reads, or a constant."""
+    averages: ClassVar[bool] = False
+    """Each element of its value is a mean or a sum of several that it reads."""
+    gate: ClassVar[bool] = False
+    """Its value is a gate, whatever it reads: between 0 and 1."""
+    combines_gates: ClassVar[bool] = False
+    """Its value is a gate where all that it reads are gates or constants."""
+    measures: ClassVar[bool] = False
+    """Its value is a magnitude, whatever it reads: how large that is, the sign forgotten."""
+    scales_magnitudes: ClassVar[bool] = False
+    """Its value is a magnitude where all that it reads are magnitudes or constants."""
+    keeps_zero: ClassVar[bool] = False
+    """Element by element, it gives 0 for 0."""
+    weighted: ClassVar[bool] = False
+    """A layer between units: the first of them on a path from an input is a first layer."""
+    embeds: ClassVar[bool] = False
+    """It makes vectors of integers, and relevance goes on to those."""
+    shaped_like: ClassVar[bool] = False
+    """Its second argument gives its shape and nothing else."""
+    needs_kernel: ClassVar[bool] = False
+    """It computes: a backend made of kernels must have one for it."""
+    hint: ClassVar[str] = ""
+    """What to do where relevance reaches it and it has no rule, for messages."""
 
     def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
         """The value, and what `relevance` needs."""

@@ -20,6 +20,8 @@ class Choice(Operation):
     kind = "max_pool"
     carry = "choice"
     several = True
+    combines_gates = True
+    scales_magnitudes = True
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return taken(step, values)

@@ -20,6 +20,7 @@ class LinearLayer(Operation):
     """Base: the node's arguments are the input, the weight, the bias or None."""
 
     carry = "linear"
+    weighted = True
 
     def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
         a, w, b = (values[x.name] if isinstance(x, Ref) else x for x in step.node.args)
@@ -73,3 +74,4 @@ class BatchNormLayer(LinearLayer):
     """A batch norm that no neighbouring linear layer could take in."""
 
     kind = "batch_norm"
+    weighted = False  # each unit on its own

@@ -29,14 +29,13 @@ class Movement(Operation):
 
     kind = "reshape"
     carry = "movement"
+    moves = True
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
         return known(node.args[0])
 
 
-@register(
-    "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", "view_as", "reshape_as",
-)  # fmt: skip
+@register("reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel")
 class Reshape(Movement):
     """The same elements in the same order."""
 
@@ -47,6 +46,13 @@ class Reshape(Movement):
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         shape, form = saved
         return (laid_out(r.reshape(r.shape[0], *shape), form),)
+
+
+@register("view_as", "reshape_as")
+class ReshapeLike(Reshape):
+    """The same, in the shape of another tensor."""
+
+    shaped_like = True
 
 
 @register("permute", "transpose", "t", "movedim", "numpy_T", "swapaxes")
@@ -67,7 +73,7 @@ class Permutation(Movement):
         return (r.permute(saved),)
 
 
-@register("expand", "expand_as", "broadcast_to")
+@register("expand", "broadcast_to")
 class Expansion(Movement):
     """Repetition along axes of size 1."""
 
@@ -76,6 +82,13 @@ class Expansion(Movement):
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         return (unbroadcast(r, saved),)
+
+
+@register("expand_as")
+class ExpansionLike(Expansion):
+    """The same, to the shape of another tensor."""
+
+    shaped_like = True
 
 
 @register("slice", "select", "narrow", "diagonal")
@@ -209,6 +222,8 @@ class Embedding(Movement):
 
     kind = "embedding"
     carry = "embedding"
+    moves = False  # what it reads are tokens, what it gives rows of a table
+    embeds = True
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         return (r.sum(-1),)

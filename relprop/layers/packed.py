@@ -22,6 +22,7 @@ class _Moved(Operation):
 
     kind = "reshape"
     carry = "packing"
+    moves = True
     row_axes: ClassVar[int] = 1
     """How many leading axes of the input count rows."""
     padding: ClassVar[int | None] = None

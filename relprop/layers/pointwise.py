@@ -12,18 +12,19 @@ from relprop.graph import Node, Ref
 from relprop.layers.base import Operation, Step, quotient, register, unbroadcast, wide
 from relprop.rules import Norm, Pass, Product, Rule
 
-__all__ = ["Activation", "Multiplication", "NonNegativeActivation", "Sum"]
+__all__ = ["Activation", "Clamp", "Multiplication", "NonNegativeActivation", "Sum"]
 
 
 @register(
-    "leaky_relu", "elu", "gelu", "silu", "tanh", "selu", "celu", "mish", "log_sigmoid",
-    "hardswish", "hardshrink", "softshrink", "threshold", "rrelu", "prelu", "_prelu_kernel",
+    "leaky_relu", "elu", "gelu", "silu", "tanh", "selu", "celu", "mish", "hardswish", "hardshrink",
+    "softshrink", "rrelu", "prelu", "_prelu_kernel",
 )  # fmt: skip
 class Activation(Operation):
     """Pass: an activation hands its relevance on unchanged."""
 
     kind = "activation"
     carry = "pass"
+    keeps_zero = True
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         return (r,)
@@ -35,7 +36,14 @@ class Activation(Operation):
         return Pass()
 
 
-@register("relu", "sigmoid", "softplus", "hardsigmoid", "relu6")
+@register("log_sigmoid", "threshold")
+class ShiftedActivation(Activation):
+    """An activation that does not give 0 for 0."""
+
+    keeps_zero = False
+
+
+@register("relu", "relu6")
 class NonNegativeActivation(Activation):
     """An activation whose values are never negative."""
 
@@ -50,13 +58,37 @@ class NonNegativeActivation(Activation):
         return True
 
 
+@register("softplus")
+class Softplus(NonNegativeActivation):
+    """A ReLU without the corner."""
+
+    keeps_zero = False
+
+
+@register("sigmoid", "hardsigmoid")
+class Sigmoid(NonNegativeActivation):
+    """A gate; relevance that reaches it goes through it as through any other activation."""
+
+    keeps_zero = False
+    gate = True
+
+
 @register("hardtanh", "clamp", "clamp_min", "clip")
 class Clamp(Activation):
     """Clamping between bounds."""
 
+    keeps_zero = False
+    combines_gates = True
+    scales_magnitudes = True
+
+    def bounds(self, node: Node) -> tuple[Any, Any]:
+        """The least and the largest value, None for none."""
+        if node.op == "hardtanh":
+            return node.argument(1, "min_val", -1.0), node.argument(2, "max_val", 1.0)
+        return node.argument(1, "min", None), node.argument(2, "max", None)
+
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
-        default = -1.0 if node.op == "hardtanh" else None
-        low = node.argument(1, "min_val" if node.op == "hardtanh" else "min", default)
+        low, _ = self.bounds(node)
         return known(node.args[0]) or (isinstance(low, (int, float)) and low >= 0)
 
 
@@ -64,14 +96,17 @@ class Clamp(Activation):
 class ClampFromAbove(Activation):
     """min(x, bound)."""
 
+    keeps_zero = False
+    combines_gates = True
+    scales_magnitudes = True
+
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
         high = node.argument(1, "max", None)
         return known(node.args[0]) and isinstance(high, (int, float)) and high >= 0
 
 
-@register("neg", "_to_copy", "to")
 class Unchanged(Operation):
-    """A change of sign or of number format: relevance is unchanged."""
+    """Base: a change of sign or of number format, which leaves relevance unchanged."""
 
     kind = "reshape"
     carry = "pass"
@@ -79,17 +114,34 @@ class Unchanged(Operation):
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
         return (r,)
 
+
+@register("_to_copy", "to")
+class Conversion(Unchanged):
+    """A change of number format."""
+
+    moves = True
+    keeps_zero = True
+
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
-        return node.op != "neg" and known(node.args[0])
+        return known(node.args[0])
 
 
-@register("add", "sub", "rsub")
+@register("neg")
+class Negation(Unchanged):
+    """-x."""
+
+    keeps_zero = True
+    combines_gates = True
+
+
 class Sum(Operation):
-    """a + b: relevance in proportion to the summands, denominator st(a + b)."""
+    """Base of sums: relevance in proportion to the summands, denominator st(a + b)."""
 
     kind = "add"
     carry = "sum"
     several = True
+    combines_gates = True
+    needs_kernel = True
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return [values[name] for name in step.inputs], summand_factors(step), out
@@ -105,15 +157,26 @@ class Sum(Operation):
             for a, factor in zip(summands, factors, strict=True)
         ]
 
-    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
-        alpha = node.argument(2, "alpha", 1)
-        return node.op == "add" and alpha >= 0 and all(known(x) for x in node.args[:2])
-
     def accepts(self, rule: Rule) -> bool:
         return isinstance(rule, (Norm, Pass))
 
     def default_rule(self, epsilon: float) -> Rule:
         return Norm(epsilon)
+
+
+@register("add")
+class Addition(Sum):
+    """a + b."""
+
+    scales_magnitudes = True
+
+    def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
+        return node.argument(2, "alpha", 1) >= 0 and all(known(x) for x in node.args[:2])
+
+
+@register("sub", "rsub")
+class Difference(Sum):
+    """a - b, or b - a."""
 
 
 def operand_factors(node: Node) -> tuple[float, float]:
@@ -133,13 +196,15 @@ def summand_factors(step: Step) -> list[float]:
     ]
 
 
-@register("mul", "div", "true_divide")
+@register("mul")
 class Multiplication(Operation):
     """a * b: a constant factor changes nothing; of a signal and a gate the signal takes all."""
 
     kind = "mul"
     carry = "product"
     several = True
+    combines_gates = True
+    scales_magnitudes = True
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return [values[name].shape for name in step.inputs]
@@ -157,6 +222,13 @@ class Multiplication(Operation):
         return isinstance(rule, Product)
 
 
+@register("div", "true_divide")
+class Division(Multiplication):
+    """a / b."""
+
+    combines_gates = False  # one over a gate has no upper bound
+
+
 @register("where")
 class Selection(Operation):
     """where(condition, a, b): relevance goes to the operand that was taken."""
@@ -164,6 +236,7 @@ class Selection(Operation):
     kind = "reshape"
     carry = "movement"
     several = True
+    moves = True
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         condition, *operands = (values[x.name] if isinstance(x, Ref) else x for x in step.node.args)
@@ -188,6 +261,7 @@ class MaskedFill(Operation):
 
     kind = "reshape"
     carry = "movement"
+    moves = True
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         mask = step.node.args[1]

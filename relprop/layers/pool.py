@@ -32,6 +32,8 @@ class LinearPooling(Operation):
 
     kind = "avg_pool"
     carry = "norm"
+    averages = True
+    needs_kernel = True
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return values[step.inputs[0]], out

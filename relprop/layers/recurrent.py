@@ -47,6 +47,7 @@ class Item(Operation):
 
     kind = "reshape"
     carry = "item"
+    moves = True
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Any]:
         return (Parts({step.node.args[1]: r}),)
@@ -58,6 +59,8 @@ class Recurrence(Operation):
     kind = "recurrent"
     carry = "recurrent"
     several = True
+    weighted = True
+    needs_kernel = True
 
     def call(self, node: Node, values: Mapping[str, Any]) -> Call:
         """The operands of one evaluation, those of a cell as a sequence of one step."""

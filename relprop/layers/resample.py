@@ -18,7 +18,7 @@ __all__ = ["Antialiased", "GridSampling", "Resampling"]
 aten = torch.ops.aten
 
 
-@register("upsample_bilinear2d", "upsample_linear1d", "upsample_trilinear3d", "upsample_bicubic2d")
+@register("upsample_bilinear2d", "upsample_linear1d", "upsample_trilinear3d")
 class Resampling(LinearPooling):
     """Linear resampling."""
 
@@ -35,6 +35,11 @@ class Resampling(LinearPooling):
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
         return known(node.args[0]) and "bicubic" not in node.op
+
+
+@register("upsample_bicubic2d")
+class Bicubic(Resampling):
+    """Interpolation by cubic polynomials, some of whose weights are negative."""
 
 
 @register("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")

@@ -23,6 +23,9 @@ class Winner(Operation):
 
     kind = "max_pool"
     carry = "winner"
+    combines_gates = True
+    scales_magnitudes = True
+    needs_kernel = True
 
     def winners(self, node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
         """The values, and for each the index of its winner among the pooled axes, flattened."""

@@ -1,7 +1,7 @@
 """Pooling, reductions and residual sums of the Triton backend.
 
-Each is an operation of `relprop.layers` whose relevance, and for pooling whose value, a kernel
-computes.
+Each is an operation of `relprop.layers` whose relevance, and for pooling whose
+value, a kernel computes.
 """
 
 from __future__ import annotations
@@ -17,31 +17,22 @@ from relprop.backends.triton_operations.pooling import (
 from relprop.backends.triton_operations.reductions import TritonMaximum, TritonReduction
 from relprop.backends.triton_operations.sums import TritonSum
 from relprop.layers import Operation
+from relprop.layers.pointwise import Addition, Difference
+from relprop.layers.pool import AdaptiveAveragePooling, AveragePooling, Reduction
+from relprop.layers.resample import Resampling
+from relprop.layers.winner import AdaptiveMaxPooling, Maximum, MaxPooling
 
 __all__ = ["OPERATIONS", "check_operands"]
 
-OPERATIONS: dict[str, Operation] = {
-    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), TritonMaxPooling()),
-    **dict.fromkeys(
-        ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-        TritonAdaptiveMaxPooling(),
-    ),
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), TritonAveragePooling()),
-    **dict.fromkeys(
-        (
-            "adaptive_avg_pool1d",
-            "adaptive_avg_pool2d",
-            "_adaptive_avg_pool2d",
-            "adaptive_avg_pool3d",
-            "_adaptive_avg_pool3d",
-        ),
-        TritonAdaptiveAveragePooling(),
-    ),
-    **dict.fromkeys(
-        ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), TritonResampling()
-    ),
-    **dict.fromkeys(("mean", "sum"), TritonReduction()),
-    **dict.fromkeys(("amax", "max"), TritonMaximum()),
-    **dict.fromkeys(("add", "sub", "rsub"), TritonSum()),
+OPERATIONS: dict[type[Operation], Operation] = {
+    MaxPooling: TritonMaxPooling(),
+    AdaptiveMaxPooling: TritonAdaptiveMaxPooling(),
+    AveragePooling: TritonAveragePooling(),
+    AdaptiveAveragePooling: TritonAdaptiveAveragePooling(),
+    Resampling: TritonResampling(),
+    Reduction: TritonReduction(),
+    Maximum: TritonMaximum(),
+    Addition: TritonSum(),
+    Difference: TritonSum(),
 }
-"""By canonical name."""
+"""What serves an operation in place of each class of `relprop.layers`, its subclasses apart."""

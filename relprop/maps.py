@@ -13,7 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Conv", "Dense", "Diagonal", "LinearMap", "per_axis"]
+__all__ = [
+    "CHANNELS_LAST",
+    "Conv",
+    "Dense",
+    "Diagonal",
+    "LinearMap",
+    "is_channels_last",
+    "per_axis",
+]
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Memory formats with the features innermost, by number of axes."""
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """Whether features are innermost in memory, and not merely because there is one of them."""
+    layout = CHANNELS_LAST.get(t.ndim)
+    return layout is not None and not t.is_contiguous() and t.is_contiguous(memory_format=layout)
 
 
 def per_axis(value: Any, count: int) -> list[int]:
@@ -170,14 +187,11 @@ class Conv(LinearMap):
         return (a[0], w[1] * self.groups if self.transposed else w[0], *sizes)
 
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
 def _unfilled(s: Tensor, shape: list[int]) -> Tensor:
     """A tensor for the library to read shape and memory format from; its values do not matter."""
-    form = _CHANNELS_LAST.get(s.ndim)
-    if form is None or s.is_contiguous() or not s.is_contiguous(memory_format=form):
+    if not is_channels_last(s):
         return s.new_empty(1).expand(shape)
+    form = CHANNELS_LAST[s.ndim]
     return torch.empty(shape, dtype=s.dtype, device=s.device, memory_format=form)
 
 

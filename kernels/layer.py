@@ -213,32 +213,14 @@ def _check(a: Tensor, w: Tensor, b: Tensor | None) -> None:
 
 
 def _output_shape(linear_map: LinearMap, a: Tensor, w: Tensor) -> tuple[int, ...]:
-    if isinstance(linear_map, Dense):
-        return (*a.shape[:-1], w.shape[0])
-    if not isinstance(linear_map, Conv):
+    if not isinstance(linear_map, (Dense, Conv)):
         raise InputError(f"no kernel for {type(linear_map).__name__}; expected Dense or Conv")
-    if a.dim() != linear_map.spatial + 2:
+    if isinstance(linear_map, Conv) and a.dim() != linear_map.spatial + 2:
         raise InputError(
             f"a convolution over {linear_map.spatial} axes takes an input of "
             f"{linear_map.spatial + 2}, batch first; got {tuple(a.shape)}"
         )
-    channels = w.shape[1] * linear_map.groups if linear_map.transposed else w.shape[0]
-    return (a.shape[0], channels, *_extents(linear_map, a.shape[2:], w.shape[2:]))
-
-
-def _extents(layer: Conv, source: torch.Size, taps: torch.Size) -> list[int]:
-    """Spatial extents of a convolution's output."""
-    extra = layer.output_padding or (0,) * layer.spatial
-    result = []
-    for size, tap, stride, pads, dilation, more in zip(
-        source, taps, layer.stride, layer.padding, layer.dilation, extra, strict=True
-    ):
-        reach = dilation * (tap - 1) + 1
-        if layer.transposed:
-            result.append((size - 1) * stride - sum(pads) + reach + more)
-        else:
-            result.append((size + sum(pads) - reach) // stride + 1)
-    return result
+    return linear_map.output_shape(a.shape, w.shape)
 
 
 def _empty(

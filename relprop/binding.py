@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from relprop.analysis import Facts, carrying_refs
 from relprop.composites import Composite
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
-from relprop.joint import nonnegative_state, with_channels
 from relprop.layers import Operation, Step, operation
 from relprop.layers.base import refuse
 from relprop.layers.pointwise import Unchanged
@@ -108,7 +108,7 @@ class Binder:
         rule = step.rule
         if isinstance(rule, Joint) and rule.channels is None:
             try:
-                rule = with_channels(rule, step, self.graph, self.facts)
+                rule = _with_channels(rule, step, self.graph, self.facts)
             except PlanningError as error:
                 self.problems.append(f"{_where(step.node)}: {error}")
         if not isinstance(rule, LinearRule):
@@ -125,7 +125,7 @@ class Binder:
     def _nonnegative(self, step: Step, rule: LinearRule) -> bool:
         """Whether the input is known to be >= 0; under Joint, the state in it."""
         if isinstance(rule, Joint):
-            return nonnegative_state(rule, step, self.graph, self.facts)
+            return _nonnegative_state(rule, step, self.graph, self.facts)
         return step.inputs[0] in self.facts.nonnegative
 
     def _product(self, step: Step) -> Step | None:
@@ -205,3 +205,52 @@ def _receivers(step: Step) -> list[str]:
 
 def _where(node: Node) -> str:
     return f"'{node.path}' is aten.{node.op}" if node.path else f"aten.{node.op} (in the model)"
+
+
+def _with_channels(rule: Joint, step: Step, graph: Graph, facts: Facts) -> Joint:
+    """The rule with the channels of the pixels: the part that comes from an input.
+
+    Raises:
+        PlanningError: the layer's input is no concatenation, or not one of its parts is an input.
+    """
+    parts = _parts(step, graph)
+    if parts is None:
+        raise PlanningError(
+            "Joint needs a layer whose input is a concatenation of pixels and state; give it "
+            "another rule, or Joint(channels=(start, stop))"
+        )
+    spans = [span for name, span in parts if name in facts.fresh]
+    if len(spans) != 1:
+        raise PlanningError(
+            f"Joint needs one concatenated part that comes from an input, found {len(spans)}; "
+            "say which with Joint(channels=(start, stop))"
+        )
+    return Joint(rule.pixel, rule.state, rule.epsilon, rule.zero_params, spans[0])
+
+
+def _nonnegative_state(rule: Joint, step: Step, graph: Graph, facts: Facts) -> bool:
+    """Whether all of the input but the pixels is known to be >= 0."""
+    parts = _parts(step, graph)
+    if parts is None:
+        return step.inputs[0] in facts.nonnegative
+    return all(name in facts.nonnegative for name, span in parts if span != rule.channels)
+
+
+def _parts(step: Step, graph: Graph) -> list[tuple[str, tuple[int, int]]] | None:
+    """The concatenated parts of a layer's input, each with where its channels start and stop."""
+    joined = graph.nodes.get(step.inputs[0])
+    if joined is None or joined.op not in ("cat", "concat"):
+        return None
+    names = [part.name for part in joined.args[0]]
+    axis = step.node.attributes["map"].feature_axis
+    stops = list(accumulate(_part_sizes(names, axis, joined, graph)))
+    return list(zip(names, zip([0, *stops], stops, strict=False), strict=True))
+
+
+def _part_sizes(names: list[str], axis: int, joined: Node, graph: Graph) -> list[int]:
+    """Sizes of concatenated parts; a model's input, of unknown shape, is what is left."""
+    known: dict[str, Any] = {**graph.sources, **graph.nodes}
+    shapes = [known[name].shape if name in known else None for name in names]
+    sizes = [shape[axis] if shape else 0 for shape in shapes]
+    left = (joined.shape or (0,))[axis] - sum(sizes)
+    return [size or left for size in sizes]

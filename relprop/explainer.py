@@ -21,9 +21,8 @@ from relprop.inputs import NAN_POLICIES, check_inputs
 from relprop.lengths import explain_by_length
 from relprop.modes import neutral_modes
 from relprop.planner import AnyPlan, Planner
-from relprop.selection import explained_inputs, explained_labels, layer_value
+from relprop.selection import Starting, explained_inputs, explained_labels, layer_value
 from relprop.shared_forward import SharedForward
-from relprop.starting import Starting
 from relprop.targets import squeeze_targets, start_sums
 from relprop.unwrap import unwrap
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from relprop import backends, operators
-from relprop.backends.checks import check_rule, check_tensors, conv_map, conv_output
+from relprop import operators
+from relprop.backends.checks import check_rule, check_tensors, conv_map
 from relprop.errors import InputError
 from relprop.maps import Dense, LinearMap
-from relprop.modes import neutral_modes
 from relprop.recurrent.functions import gru_relevance, lstm_relevance, rnn_relevance
 from relprop.rules import LinearRule, Pass, Rule
 
@@ -59,8 +57,7 @@ def linear_relevance(
     if x.ndim == 1 and relevance.ndim == 1:
         row = relevance.unsqueeze(0)
         return linear_relevance(x.unsqueeze(0), weight, bias, row, rule, backend=backend)[0]
-    expected = (*x.shape[:-1], weight.shape[0])
-    return _evaluate(where, Dense(), x, weight, bias, relevance, expected, rule, backend)
+    return _evaluate(where, Dense(), x, weight, bias, relevance, rule, backend)
 
 
 def conv_relevance(
@@ -103,8 +100,7 @@ def conv_relevance(
     linear_map = conv_map(
         where, x, weight, stride, padding, dilation, groups, transposed, output_padding
     )
-    expected = conv_output(where, linear_map, x, weight)
-    return _evaluate(where, linear_map, x, weight, bias, relevance, expected, rule, backend)
+    return _evaluate(where, linear_map, x, weight, bias, relevance, rule, backend)
 
 
 def _evaluate(
@@ -114,11 +110,11 @@ def _evaluate(
     weight: Tensor,
     bias: Tensor | None,
     relevance: Tensor,
-    expected: tuple[int, ...],
     rule: Rule,
     backend: str,
 ) -> Tensor:
-    """One target through a backend, whatever the caller's modes are."""
+    """The relevance, once what the map does not know of is checked."""
+    expected = linear_map.output_shape(x.shape, weight.shape)
     if tuple(relevance.shape) != expected:
         raise InputError(
             f"{where}: relevance is {list(relevance.shape)}; "
@@ -132,29 +128,7 @@ def _evaluate(
         return _passed(where, x, relevance).to(dtype, copy=True)
     check_rule(where, rule, linear_map, x.shape)
     assert isinstance(rule, LinearRule)
-    if torch.compiler.is_compiling():
-        return operators.layer_relevance(linear_map, x, weight, bias, relevance, rule, backend)
-    return layer_relevance(where, linear_map, x, weight, bias, relevance, rule, backend)
-
-
-def layer_relevance(
-    where: str,
-    linear_map: LinearMap,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    relevance: Tensor,
-    rule: LinearRule,
-    backend: str,
-) -> Tensor:
-    """The relevance of a layer's input, from operands that fit each other."""
-    dtype = operators.result_type(x, weight, bias)
-    engine = backends.get(backend)
-    call = backends.LinearCall(linear_map, rule, path=where)
-    with neutral_modes(x):
-        b = None if bias is None else bias.to(dtype)
-        z, saved = engine.forward(call, x.to(dtype), weight.to(dtype), b)
-        return engine.relevance(call, saved, relevance.reshape(1, *z.shape).to(dtype))[0].detach()
+    return operators.layer_relevance(linear_map, x, weight, bias, relevance, rule, backend, where)
 
 
 def _passed(where: str, x: Tensor, relevance: Tensor) -> Tensor:

@@ -110,24 +110,11 @@ def _convolution(graph: Graph, node: Node) -> Conv:
         given = {key: node.argument(3 + i, key, defaults[key]) for i, key in enumerate(order)}
         stride, padding, dilation = given["stride"], given["padding"], given["dilation"]
         output_padding, groups = given.get("output_padding", 0), given["groups"]
-    dilations = _spread(dilation, spatial)
+    kernel = (1,) * spatial
     if isinstance(padding, str):
         kernel = (_shape_of(graph, node.args[1].name) or ())[2:]
-        pads = tuple(_same_padding(padding, k, d) for k, d in zip(kernel, dilations, strict=True))
-    else:
-        pads = tuple((size, size) for size in _spread(padding, spatial))
-    extra = _spread(output_padding, spatial) if transposed else ()
-    return Conv(_spread(stride, spatial), pads, dilations, int(groups), bool(transposed), extra)
-
-
-def _same_padding(padding: str, kernel: int, dilation: int) -> tuple[int, int]:
-    total = dilation * (kernel - 1) if padding == "same" else 0
-    return total // 2, total - total // 2
-
-
-def _spread(value: Any, count: int) -> tuple[int, ...]:
-    items = [value] if isinstance(value, int) else list(value)
-    return tuple(items * count) if len(items) == 1 else tuple(items)
+    groups, transposed = int(groups), bool(transposed)
+    return Conv.of(kernel, stride, padding, dilation, groups, transposed, output_padding)
 
 
 def _from_batch_norm(node: Node) -> list[Node]:

@@ -5,13 +5,38 @@ A map is geometry only: no weights, no rule.  `contraction` is W.a + b, `adjoint
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Conv", "Dense", "Diagonal", "LinearMap"]
+__all__ = [
+    "CHANNELS_LAST",
+    "Conv",
+    "Dense",
+    "Diagonal",
+    "LinearMap",
+    "is_channels_last",
+    "per_axis",
+]
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Memory formats with the features innermost, by number of axes."""
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """Whether features are innermost in memory, and not merely because there is one of them."""
+    layout = CHANNELS_LAST.get(t.ndim)
+    return layout is not None and not t.is_contiguous() and t.is_contiguous(memory_format=layout)
+
+
+def per_axis(value: Any, count: int) -> list[int]:
+    """One number for each of `count` axes, given as one for all or as a list."""
+    items = [value] if isinstance(value, int) else list(value)
+    return items * count if len(items) == 1 else items
 
 
 @dataclass(frozen=True)
@@ -29,6 +54,10 @@ class LinearMap:
 
     def adjoint(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
         """W^T.s for an input of the given shape (the rows of `s` may differ in number from `a`)."""
+        raise TypeError(type(self).__name__)
+
+    def output_shape(self, a: Sequence[int], w: Sequence[int]) -> tuple[int, ...]:
+        """Shape of W.a + b, from those of `a` and of the weight."""
         raise TypeError(type(self).__name__)
 
     def align(self, b: Tensor) -> Tensor:
@@ -50,6 +79,9 @@ class Dense(LinearMap):
     def adjoint(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
         return torch.matmul(s, w)
 
+    def output_shape(self, a: Sequence[int], w: Sequence[int]) -> tuple[int, ...]:
+        return (*a[:-1], w[0])
+
 
 @dataclass(frozen=True)
 class Conv(LinearMap):
@@ -65,6 +97,37 @@ class Conv(LinearMap):
     groups: int = 1
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        kernel: Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        transposed: bool = False,
+        output_padding: int | Sequence[int] = 0,
+    ) -> Conv:
+        """From the arguments of torch's functions, which fit each other.
+
+        Args:
+            kernel: the spatial sizes of the weight; of named paddings alone more than their number
+                counts.
+            stride, dilation, output_padding: one number for all axes, or one each.
+            padding: likewise, or "same" or "valid".
+            groups, transposed: as in the class.
+        """
+        spatial = len(kernel)
+        gaps = tuple(per_axis(dilation, spatial))
+        if isinstance(padding, str):
+            same = padding == "same"
+            totals = [gap * (k - 1) * same for gap, k in zip(gaps, kernel, strict=True)]
+            pads = tuple((total // 2, total - total // 2) for total in totals)
+        else:
+            pads = tuple((size, size) for size in per_axis(padding, spatial))
+        extra = tuple(per_axis(output_padding, spatial)) if transposed else ()
+        return cls(tuple(per_axis(stride, spatial)), pads, gaps, groups, transposed, extra)
 
     @property
     def spatial(self) -> int:
@@ -111,15 +174,24 @@ class Conv(LinearMap):
         )[0]
         return out if self._symmetric else F.pad(out, [-size for size in self._pads])
 
-
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+    def output_shape(self, a: Sequence[int], w: Sequence[int]) -> tuple[int, ...]:
+        sizes = []
+        for axis, (before, after) in enumerate(self.padding):
+            size, step, pad = a[2 + axis], self.stride[axis], before + after
+            reach = self.dilation[axis] * (w[2 + axis] - 1) + 1
+            if self.transposed:
+                more = self.output_padding[axis] if self.output_padding else 0
+                sizes.append((size - 1) * step - pad + reach + more)
+            else:
+                sizes.append((size + pad - reach) // step + 1)
+        return (a[0], w[1] * self.groups if self.transposed else w[0], *sizes)
 
 
 def _unfilled(s: Tensor, shape: list[int]) -> Tensor:
     """A tensor for the library to read shape and memory format from; its values do not matter."""
-    form = _CHANNELS_LAST.get(s.ndim)
-    if form is None or s.is_contiguous() or not s.is_contiguous(memory_format=form):
+    if not is_channels_last(s):
         return s.new_empty(1).expand(shape)
+    form = CHANNELS_LAST[s.ndim]
     return torch.empty(shape, dtype=s.dtype, device=s.device, memory_format=form)
 
 
@@ -139,3 +211,6 @@ class Diagonal(LinearMap):
 
     def adjoint(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
         return s * self.align(w)
+
+    def output_shape(self, a: Sequence[int], w: Sequence[int]) -> tuple[int, ...]:
+        return tuple(a)

@@ -1,110 +1,117 @@
 """Layers' relevance as operators of PyTorch, for `torch.compile`: one operator for each layer kind.
 
-`relprop.functional` calls them while it is being compiled, where the rule travels as a string; the
-tensors among its parameters travel beside it.  Outside of compiled functions nothing goes through
-an operator, which would cost more than a small layer.
+An operator takes tensors, numbers and strings, so under `torch.compile` a rule travels as a key
+into a table of live rules.  The key is a digest of the rule's pickle, for two reasons: one rule has
+one key in every process, so that what a compiler keeps on disk is found again; and a program that
+another process compiled, run where its rule is unknown, fails instead of taking another rule.
+Nothing is ever unpickled: strings that come to an operator from elsewhere are only looked up.
+
+Outside of compiled functions nothing goes through an operator, which would cost more than a small
+layer.
 """
 
 from __future__ import annotations
 
-import ast
+import hashlib
+import io
+import operator
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from relprop import rules
-from relprop.bounds import Bound
+from relprop import backends
 from relprop.errors import InputError
 from relprop.maps import Conv, Dense, LinearMap
+from relprop.modes import neutral_modes
+from relprop.rules import LinearRule, Rule
 
-__all__ = [
-    "conv_relevance",
-    "decoded",
-    "encoded",
-    "layer_relevance",
-    "linear_relevance",
-    "result_type",
-]
+__all__ = ["conv_relevance", "key_of", "layer_relevance", "linear_relevance", "result_type"]
 
-_FIELDS: dict[str, tuple[str, ...]] = {
-    "Epsilon": ("epsilon", "zero_params"),
-    "ZPlus": ("epsilon", "zero_params"),
-    "AlphaBeta": ("epsilon", "zero_params", "alpha", "beta", "conserve"),
-    "Gamma": ("epsilon", "zero_params", "gamma"),
-    "ZBox": ("epsilon", "zero_params", "low", "high"),
-    "WSquare": ("epsilon", "zero_params"),
-    "Flat": ("epsilon", "zero_params"),
-    "Joint": ("epsilon", "zero_params", "pixel", "state", "channels"),
-}
-"""What each rule is made of, in words that a compiler follows."""
+_RULES: dict[str, Rule | str] = {}
+"""Rules by key, for as long as the process: a compiled function holds the key alone.  A rule that
+has no pickle is there as the reason, which an operator raises: a compiler would bury the error."""
 
 
-def encoded(rule: Any) -> tuple[str, list[Tensor]]:
-    """A rule as a string, and the tensors that it refers to by number.
+class _Pickler(pickle.Pickler):
+    """Writes tensors by value: torch's own way writes their addresses too."""
 
-    Raises:
-        InputError: a rule that is none of relprop's own.
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.tensor, (value.tolist(), value.dtype)
+        return NotImplemented
+
+
+def key_of(rule: Rule) -> str:
+    """The key under which operators find a rule.
+
+    A compiler reads the attributes one by one, since a rule made inside of what it compiles is no
+    object yet: asked for that, it would hand out one whose attributes are its class's defaults.
     """
-    tensors: list[Tensor] = []
-    return _text(rule, tensors), tensors
+    names, nested, values = [], [], []
+    for name, value in vars(rule).items():
+        inner = isinstance(value, Rule)
+        names.append(name)
+        nested.append(inner)
+        values.append(key_of(value) if inner else _constant(value))
+    return _registered(type(rule), tuple(names), tuple(nested), *values)
 
 
-def _text(value: Any, tensors: list[Tensor]) -> str:
-    if isinstance(value, Bound):
-        tensors.append(value.tensor)
-        return f"Tensor({len(tensors) - 1})"
-    if isinstance(value, rules.Rule):
-        name = type(value).__name__
-        if name not in _FIELDS:
-            raise InputError(f"a compiled function takes relprop's own linear rules, got {name}")
-        parts = [f"{key}={_text(getattr(value, key), tensors)}" for key in _FIELDS[name]]
-        return f"{name}({', '.join(parts)})"
+def _constant(value: Any) -> Any:
+    """The value, as a constant also where a number changed between calls.
+
+    Of such a number a compiler makes a variable, which only these two ways make a constant again.
+    """
     if isinstance(value, tuple):
-        return "(" + "".join(f"{_text(item, tensors)}, " for item in value) + ")"
-    return repr(value)
+        return tuple(_constant(item) for item in value)
+    if type(value) is int:
+        return operator.index(value)
+    return float.fromhex(value.hex()) if type(value) is float else value
 
 
-def decoded(text: str, tensors: Sequence[Tensor] = ()) -> rules.LinearRule:
-    """The rule that `encoded` gave this string.
-
-    Raises:
-        InputError: the string is none of its.
-    """
+@torch.compiler.assume_constant_result
+def _registered(
+    kind: type[Rule], names: tuple[str, ...], nested: tuple[bool, ...], *values: Any
+) -> str:
+    """The key of a rule of this class and these attributes, `nested` ones given by their keys."""
+    rule = object.__new__(kind)
+    for name, inner, value in zip(names, nested, values, strict=True):
+        if inner and isinstance(_RULES[value], str):
+            return value
+        object.__setattr__(rule, name, _RULES[value] if inner else value)
     try:
-        rule = _value(ast.parse(text, mode="eval").body, tensors)
-    except (SyntaxError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(f"rule {text!r}: {error}; expected what `encoded` gives") from error
-    if not isinstance(rule, rules.LinearRule):
-        raise InputError(f"rule {text!r}; expected a linear rule as `encoded` gives it")
-    return rule
+        written = io.BytesIO()
+        _Pickler(written, protocol=4).dump(rule)
+        key = hashlib.sha256(written.getvalue()).hexdigest()
+    except Exception as error:
+        key = f"{kind.__module__}.{kind.__qualname__}"
+        _RULES[key] = (
+            f"rule {kind.__qualname__} cannot be pickled ({error}), so no compiled function takes "
+            "it; define its class at the top level of a module, keep functions and open files out "
+            "of its attributes, or leave this call out of torch.compile"
+        )
+        return key
+    # a class that was defined anew, as in a notebook, pickles like its forerunner
+    while type(_RULES.setdefault(key, rule)) is not kind:
+        key += "+"
+    return key
 
 
-def _value(node: ast.expr, tensors: Sequence[Tensor]) -> Any:
-    if not isinstance(node, ast.Call):
-        return ast.literal_eval(node)
-    assert isinstance(node.func, ast.Name)
-    if node.func.id == "Tensor":
-        return tensors[ast.literal_eval(node.args[0])]
-    fields = {key.arg: _value(key.value, tensors) for key in node.keywords if key.arg}
-    if set(fields) != set(_FIELDS[node.func.id]):
-        raise ValueError(f"{node.func.id} has the parameters {sorted(fields)}")
-    return getattr(rules, node.func.id)(**fields)
+def _rule(key: str) -> LinearRule:
+    rule = _RULES.get(key, f"no rule of this process has the key {key!r}; compile the call here")
+    if isinstance(rule, LinearRule):
+        return rule
+    raise InputError(str(rule))
 
 
 @torch.library.custom_op("relprop::linear_relevance", mutates_args=())
 def linear_relevance(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    relevance: Tensor,
-    rule: str,
-    tensors: Sequence[Tensor],
-    backend: str,
+    x: Tensor, weight: Tensor, bias: Tensor | None, relevance: Tensor, rule: str, backend: str
 ) -> Tensor:
-    """As `relprop.functional.linear_relevance`, the rule as `encoded` gives it."""
-    return _evaluated(Dense(), (x, weight, bias, relevance), rule, tensors, backend)
+    """As `relprop.functional.linear_relevance`, the rule by `key_of`."""
+    return _evaluated(Dense(), x, weight, bias, relevance, _rule(rule), backend).contiguous()
 
 
 @torch.library.custom_op("relprop::conv_relevance", mutates_args=())
@@ -114,7 +121,6 @@ def conv_relevance(
     bias: Tensor | None,
     relevance: Tensor,
     rule: str,
-    tensors: Sequence[Tensor],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -127,7 +133,7 @@ def conv_relevance(
     pads = tuple(zip(padding[::2], padding[1::2], strict=True))
     extra = tuple(output_padding) if transposed else ()
     conv = Conv(tuple(stride), pads, tuple(dilation), groups, transposed, extra)
-    return _evaluated(conv, (x, weight, bias, relevance), rule, tensors, backend)
+    return _evaluated(conv, x, weight, bias, relevance, _rule(rule), backend).contiguous()
 
 
 @linear_relevance.register_fake
@@ -135,20 +141,6 @@ def conv_relevance(
 def _like_input(x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> Tensor:
     """What an operator returns, without its values."""
     return x.new_empty(x.shape, dtype=result_type(x, weight, bias))
-
-
-def _evaluated(
-    linear_map: LinearMap,
-    operands: tuple[Tensor, Tensor, Tensor | None, Tensor],
-    rule: str,
-    tensors: Sequence[Tensor],
-    backend: str,
-) -> Tensor:
-    from relprop import functional
-
-    own = decoded(rule, tensors)
-    where = "compiled function"
-    return functional.layer_relevance(where, linear_map, *operands, own, backend).contiguous()
 
 
 def result_type(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
@@ -164,20 +156,51 @@ def layer_relevance(
     weight: Tensor,
     bias: Tensor | None,
     relevance: Tensor,
-    rule: rules.LinearRule,
+    rule: LinearRule,
     backend: str,
+    where: str = "layer_relevance",
 ) -> Tensor:
-    """The operator of a layer's kind, on tensors that fit it; the result is contiguous."""
-    text, tensors = encoded(rule)
+    """The relevance of a layer's input, from operands that fit each other.
+
+    Args:
+        linear_map: a `Dense` or a `Conv`.
+        x, weight, bias, relevance, rule, backend: as in `relprop.functional`.
+        where: the caller, for messages.
+
+    Raises:
+        InputError: the backend takes no such operands, or a compiled function's rule no pickle.
+    """
+    if not torch.compiler.is_compiling():
+        return _evaluated(linear_map, x, weight, bias, relevance, rule, backend, where)
+    key = key_of(rule)
     x, weight, relevance = x.detach(), weight.detach(), relevance.detach()
     bias = None if bias is None else bias.detach()
     if isinstance(linear_map, Dense):
-        return linear_relevance(x, weight, bias, relevance, text, tensors, backend)
+        return linear_relevance(x, weight, bias, relevance, key, backend)
     assert isinstance(linear_map, Conv)
-    spatial = linear_map.spatial
     return conv_relevance(
-        x, weight, bias, relevance, text, tensors, list(linear_map.stride),
+        x, weight, bias, relevance, key, list(linear_map.stride),
         [size for pair in linear_map.padding for size in pair], list(linear_map.dilation),
         linear_map.groups, linear_map.transposed,
-        list(linear_map.output_padding) or [0] * spatial, backend,
+        list(linear_map.output_padding) or [0] * linear_map.spatial, backend,
     )  # fmt: skip
+
+
+def _evaluated(
+    linear_map: LinearMap,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    relevance: Tensor,
+    rule: LinearRule,
+    backend: str,
+    where: str = "compiled function",
+) -> Tensor:
+    """One target through a backend, whatever the caller's modes are."""
+    dtype = result_type(x, weight, bias)
+    engine = backends.get(backend)
+    call = backends.LinearCall(linear_map, rule, path=where)
+    with neutral_modes(x):
+        b = None if bias is None else bias.to(dtype)
+        z, saved = engine.forward(call, x.to(dtype), weight.to(dtype), b)
+        return engine.relevance(call, saved, relevance.reshape(1, *z.shape).to(dtype))[0].detach()

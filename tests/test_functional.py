@@ -108,7 +108,7 @@ EPS = rules.Epsilon()
         ),
         (
             lambda: linear_relevance(X, W, None, R, rules.Norm()),
-            "a linear layer takes Epsilon, ZPlus",
+            "takes one of Epsilon, ZPlus, AlphaBeta, Gamma, ZBox, WSquare, Flat, Joint, or",
         ),
         (lambda: linear_relevance(X, W, None, R, "epsilon"), "rule is 'epsilon'"),
         (lambda: linear_relevance(X, W, None, R, rules.Pass()), "rule Pass needs an output shaped"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from relprop.bounds import bound_tensor
@@ -13,9 +12,15 @@ from relprop.errors import InputError
 from relprop.maps import Conv, LinearMap
 from relprop.rules import Joint, LinearRule, Rule, ZBox
 
-__all__ = ["check_rule", "check_tensors", "conv_map", "conv_output"]
+__all__ = ["check_rule", "check_tensors", "conv_map"]
 
 Size = int | Sequence[int]
+
+_LINEAR_RULES = ", ".join(
+    kind.__name__
+    for kind in LinearRule.__subclasses__()
+    if kind.__module__ == LinearRule.__module__
+)
 
 
 def check_tensors(where: str, **tensors: Tensor | None) -> None:
@@ -55,8 +60,8 @@ def check_rule(where: str, rule: Rule, linear_map: LinearMap, shape: Sequence[in
     """
     if not isinstance(rule, LinearRule):
         raise InputError(
-            f"{where}: rule is {rule!r}; a linear layer takes Epsilon, ZPlus, AlphaBeta, Gamma, "
-            "ZBox, WSquare, Flat or Joint"
+            f"{where}: rule is {rule!r}; a linear layer takes one of {_LINEAR_RULES}, or a "
+            "LinearRule of your own"
         )
     target = list(shape)
     if isinstance(rule, Joint):
@@ -107,7 +112,7 @@ def conv_map(
     """The geometry of a convolution from the arguments of torch's functions.
 
     Raises:
-        InputError: naming the argument that does not fit.
+        InputError: naming the argument that does not fit, or the input is smaller than the kernel.
     """
     spatial = weight.ndim - 2
     if spatial not in (1, 2, 3) or x.ndim != weight.ndim:
@@ -127,35 +132,17 @@ def conv_map(
         )
     _check_channels(where, x, weight, groups, transposed)
     if isinstance(padding, str):
-        pads = _named_padding(where, padding, weight.shape[2:], steps, gaps, transposed)
+        _check_named_padding(where, padding, steps, transposed)
     else:
-        pads = tuple((p, p) for p in _per_axis(where, "padding", padding, spatial, minimum=0))
-    return Conv(steps, pads, gaps, groups, transposed, extra if transposed else ())
-
-
-def conv_output(where: str, linear_map: Conv, x: Tensor, weight: Tensor) -> tuple[int, ...]:
-    """Shape of the convolution's output.
-
-    Raises:
-        InputError: the input is smaller than the kernel.
-    """
-    sizes = []
-    for axis, (before, after) in enumerate(linear_map.padding):
-        stride, size = linear_map.stride[axis], x.shape[2 + axis]
-        reach = linear_map.dilation[axis] * (weight.shape[2 + axis] - 1) + 1
-        if linear_map.transposed:
-            sizes.append(
-                (size - 1) * stride - before - after + reach + linear_map.output_padding[axis]
-            )
-        else:
-            sizes.append((size + before + after - reach) // stride + 1)
+        padding = _per_axis(where, "padding", padding, spatial, minimum=0)
+    conv = Conv.of(weight.shape[2:], steps, padding, gaps, groups, transposed, extra)
+    sizes = list(conv.output_shape(x.shape, weight.shape)[2:])
     if min(sizes) < 1:
         raise InputError(
             f"{where}: x is {list(x.shape)} and weight {list(weight.shape)}; "
             f"the output would have the spatial size {sizes}"
         )
-    features = weight.shape[1] * linear_map.groups if linear_map.transposed else weight.shape[0]
-    return (x.shape[0], features, *sizes)
+    return conv
 
 
 def _check_channels(where: str, x: Tensor, weight: Tensor, groups: int, transposed: bool) -> None:
@@ -182,22 +169,13 @@ def _per_axis(where: str, name: str, value: Any, spatial: int, minimum: int) -> 
     return sizes
 
 
-def _named_padding(
-    where: str,
-    padding: str,
-    kernel: torch.Size,
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    transposed: bool,
-) -> tuple[tuple[int, int], ...]:
+def _check_named_padding(
+    where: str, padding: str, stride: tuple[int, ...], transposed: bool
+) -> None:
     if padding not in ("same", "valid") or transposed:
         raise InputError(
             f"{where}: padding is {padding!r}; expected integers"
             + ("" if transposed else ", 'same' or 'valid'")
         )
-    if padding == "valid":
-        return ((0, 0),) * len(kernel)
-    if any(step != 1 for step in stride):
+    if padding == "same" and any(step != 1 for step in stride):
         raise InputError(f"{where}: padding 'same' needs stride 1, got {stride}")
-    totals = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
-    return tuple((total // 2, total - total // 2) for total in totals)

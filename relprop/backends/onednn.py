@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from relprop.layers.quotients import CHANNELS_LAST
-from relprop.maps import Conv
+from relprop.maps import CHANNELS_LAST, Conv
 
 __all__ = ["fused_adjoint", "rectified_contraction", "turned", "turns"]
 

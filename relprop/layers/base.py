@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relprop.errors import PlanningError
 from relprop.graph import Node
+from relprop.maps import CHANNELS_LAST, is_channels_last
 from relprop.rules import Rule
 
 __all__ = [
@@ -193,10 +194,7 @@ def quotient(r: Tensor, z: Tensor, epsilon: float) -> Tensor:
 
 def layout(x: Tensor) -> torch.memory_format:
     """The memory format of a value: channels innermost, or last axis innermost."""
-    for ndim, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if x.ndim == ndim and not x.is_contiguous() and x.is_contiguous(memory_format=form):
-            return form
-    return torch.contiguous_format
+    return CHANNELS_LAST[x.ndim] if is_channels_last(x) else torch.contiguous_format
 
 
 def laid_out(r: Tensor, form: torch.memory_format) -> Tensor:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from relprop.maps import CHANNELS_LAST, is_channels_last
+
 __all__ = [
-    "CHANNELS_LAST",
     "divide",
     "flush_tiny_",
     "new_like",
@@ -21,15 +22,6 @@ __all__ = [
     "quotient",
     "stabilized",
 ]
-
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""Memory formats with the features innermost, by number of axes."""
-
-
-def is_channels_last(t: Tensor) -> bool:
-    """Whether features are innermost in memory, and not merely because there is one of them."""
-    layout = CHANNELS_LAST.get(t.ndim)
-    return layout is not None and not t.is_contiguous() and t.is_contiguous(memory_format=layout)
 
 
 def new_like(r: Tensor, size: Sequence[int]) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from relprop.graph import Node
+from relprop.maps import per_axis
 
 __all__ = ["flat_shape", "per_axis", "stacked", "window"]
 
@@ -18,12 +18,6 @@ def flat_shape(shape: torch.Size, spatial: int) -> list[int]:
     """The shape with one batch axis: pooling also takes inputs without one."""
     lead = shape[: len(shape) - spatial - 1]
     return [math.prod(lead), *shape[len(shape) - spatial - 1 :]]
-
-
-def per_axis(value: Any, count: int) -> list[int]:
-    """One number for each of `count` axes, given as one for all or as a list."""
-    items = [value] if isinstance(value, int) else list(value)
-    return items * count if len(items) == 1 else items
 
 
 def window(node: Node) -> list[list[int]]:

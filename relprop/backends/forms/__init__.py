@@ -13,7 +13,7 @@ from torch import Tensor
 from relprop.backends.forms.constants import FlatForm, WSquareForm, ZBoxForm
 from relprop.backends.forms.general import GeneralForm
 from relprop.backends.forms.joint import JointForm
-from relprop.backends.forms.layer import Layer
+from relprop.backends.forms.layer import Layer, Tensors
 from relprop.backends.forms.output import EpsilonForm, GammaForm
 from relprop.backends.forms.signs import (
     AlphaBetaForm,
@@ -36,7 +36,6 @@ from relprop.rules import (
 __all__ = ["Form", "Layer", "form_of"]
 
 R = TypeVar("R", bound=LinearRule)
-Tensors = tuple[Tensor, ...]
 
 
 class Form(Protocol[R]):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from relprop.backends.forms.layer import Layer
+from relprop.backends.forms.layer import Layer, Tensors
 from relprop.bounds import bound_tensor
 from relprop.layers.quotients import divide, new_like
 from relprop.maps import Conv
@@ -15,8 +15,6 @@ from relprop.rules import Flat, WSquare, ZBox
 from relprop.terms import IDENTITY, NEGATIVE, POSITIVE, SQUARE
 
 __all__ = ["FlatForm", "WSquareForm", "ZBoxForm"]
-
-Tensors = tuple[Tensor, ...]
 
 
 class ZBoxForm:

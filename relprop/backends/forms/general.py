@@ -7,15 +7,13 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from relprop.backends.forms.layer import Layer
+from relprop.backends.forms.layer import Layer, Tensors
 from relprop.layers.modifiers import modify
 from relprop.layers.quotients import divide, one_where_zero
 from relprop.rules import Joint, LinearRule
 from relprop.terms import Group, Modifier, Term, modified
 
 __all__ = ["GeneralForm"]
-
-Tensors = tuple[Tensor, ...]
 
 
 class GeneralForm:

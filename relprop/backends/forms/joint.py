@@ -8,21 +8,14 @@ import torch
 from torch import Tensor
 
 from relprop.backends.forms.constants import ZBoxForm
-from relprop.backends.forms.layer import Layer
+from relprop.backends.forms.layer import Layer, Tensors
 from relprop.backends.products import Products
-from relprop.layers.quotients import (
-    CHANNELS_LAST,
-    divide,
-    is_channels_last,
-    new_like,
-    one_where_zero,
-)
+from relprop.layers.quotients import divide, new_like, one_where_zero
+from relprop.maps import CHANNELS_LAST, is_channels_last
 from relprop.rules import Joint, ZBox
 from relprop.terms import IDENTITY, POSITIVE
 
 __all__ = ["JointForm"]
-
-Tensors = tuple[Tensor, ...]
 
 
 class JointForm:

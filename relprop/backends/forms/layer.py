@@ -12,7 +12,10 @@ from relprop.backends.products import Products
 from relprop.rules import LinearRule
 from relprop.terms import IDENTITY
 
-__all__ = ["Layer"]
+__all__ = ["Layer", "Tensors"]
+
+Tensors = tuple[Tensor, ...]
+"""What the pass forward leaves to the pass back."""
 
 R = TypeVar("R", bound=LinearRule)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from relprop.backends.forms.layer import Layer
+from relprop.backends.forms.layer import Layer, Tensors
 from relprop.layers.quotients import divide
 from relprop.rules import Epsilon, Gamma
 from relprop.terms import ABSOLUTE, IDENTITY
 
 __all__ = ["EpsilonForm", "GammaForm"]
-
-Tensors = tuple[Tensor, ...]
 
 
 class EpsilonForm:

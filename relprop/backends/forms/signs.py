@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.backends.forms.layer import Layer
+from relprop.backends.forms.layer import Layer, Tensors
 from relprop.layers.quotients import divide, one_where_zero, quotient
 from relprop.rules import AlphaBeta, LinearRule
 from relprop.terms import NEGATIVE, POSITIVE
 
 __all__ = ["AlphaBetaForm", "RectifiedAlphaBetaForm", "WidenedForm", "ZPlusForm"]
-
-Tensors = tuple[Tensor, ...]
 
 
 class ZPlusForm:

@@ -131,7 +131,8 @@ def _whole_where_empty(r: Tensor, z: Tensor, epsilon: float) -> Tensor:
 
 def _first_of_axes(r: Tensor, shape: torch.Size) -> Tensor:
     """What reaches a broadcast operand's first copy alone."""
-    r = r[(slice(None), *(0,) * (r.ndim - 1 - len(shape)))]
+    while r.ndim > 1 + len(shape):
+        r = r.select(1, 0)
     for axis, size in enumerate(shape, start=1):
         r = r.narrow(axis, 0, 1) if size == 1 else r
     return r
@@ -165,8 +166,10 @@ def _alpha_for_beta(self: AlphaBeta) -> tuple[Group, ...]:
     )
 
 
-def _negative_added(*args: Any, scale: Any = 1.0, **options: Any) -> Tensor:
-    return _divide(*args, scale=abs(scale), **options)
+def _negative_added(
+    r: Tensor, z: Tensor, epsilon: float, sign: int = 0, scale: Any = 1.0, out: Any = None
+) -> Tensor:
+    return _divide(r, z, epsilon, sign, abs(scale), out)
 
 
 def _low_for_high(self: ZBox, part: str | None = None) -> tuple[Term, ...]:

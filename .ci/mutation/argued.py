@@ -50,4 +50,8 @@ ARGUED: dict[str, str] = {
     "within < torch.iinfo(torch.int32).max": (
         "differs for 2^31 - 1 positions alone; wider indices hold them too"
     ),
+    "recurrent/naive:_product:dropped sign: gate.abs() → gate": "a gate is a sigmoid, never < 0",
+    "recurrent/tape:_joined:condition: a is None or b is None → a is None and b is None": (
+        "a layer has both biases or neither"
+    ),
 }

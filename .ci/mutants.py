@@ -2,9 +2,11 @@
 
     python .ci/mutants.py                    the gate
     python .ci/mutants.py --list             the chosen mutants
-    python .ci/mutants.py --all FILE …       every mutant of some source files
+    python .ci/mutants.py --only LABEL …     the chosen mutants of some sources
+    python .ci/mutants.py --all LABEL …      every mutant of some sources
 
-Status 1: a mutant survives that nobody argued for, or an argued name is gone.
+Status 1: a mutant survives that nobody argued for, an argued name is gone, or a name in the tables
+of faults (`mutation/operators.py`) is nowhere in the sources, so that its faults are never tried.
 """
 
 from __future__ import annotations
@@ -22,78 +24,152 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from mutation.argued import ARGUED  # noqa: E402
 from mutation.mutants import Mutant, chosen, mutants_of  # noqa: E402
+from mutation.operators import unknown_names  # noqa: E402
+from mutation.places import defined_in, homes  # noqa: E402
 from mutation.runner import Outcome, Project, baseline, outcomes, preload  # noqa: E402
 
-COUNTS = {
-    "rules": 14, "maps": 12, "fold": 10, "rewrite": 5, "linearised": 5, "inplace": 6,
-    "analysis": 8, "gates": 6, "targets": 10,
-    "backends/forms/output": 5, "backends/forms/signs": 8, "backends/forms/joint": 6,
-    "backends/forms/constants": 5, "backends/forms/general": 5, "backends/forms/layer": 3,
-    "backends/products": 10, "backends/blockwise": 5, "layers/quotients": 8, "layers/protocol": 0,
-    "backends/aten": 3, "backends/onednn": 6, "recurrent/reduced": 12, "recurrent/aten": 10,
-    "layers/pool": 5, "layers/winner": 5, "layers/linear": 3,
-    "layers/recurrent": 0, "layers/__init__": 0,
-}  # fmt: skip
-"""Mutants wanted of each module; all other layers give six."""
+SOURCES = {
+    "rules": ("LinearRule", 14),
+    "terms": ("Modifier", 5),
+    "maps": ("LinearMap", 12),
+    "fold": ("fold_batch_norms", 10),
+    "rewrite": ("canonical", 5),
+    "linearised": ("as_linear_maps", 5),
+    "inplace": ("rectify", 6),
+    "analysis": ("analyse", 8),
+    "gates": ("is_gate", 6),
+    "targets": ("resolve_target", 10),
+    "backends/forms/output": ("EpsilonForm", 5),
+    "backends/forms/signs": ("ZPlusForm", 8),
+    "backends/forms/joint": ("JointForm", 6),
+    "backends/forms/constants": ("ZBoxForm", 5),
+    "backends/forms/general": ("GeneralForm", 5),
+    "backends/forms/layer": ("Layer.widened", 3),
+    "backends/products": ("Products", 10),
+    "backends/blockwise": ("_runs", 5),
+    "backends/pointwise": ("flush_tiny_", 8),
+    "backends/aten": ("AtenBackend", 3),
+    "backends/onednn": ("fused_adjoint", 6),
+    "recurrent/reduced": ("Scan", 12),
+    "recurrent/aten": ("is_reduced", 10),
+    "recurrent/steps": ("stepwise_relevance", 6),
+    "recurrent/tape": ("Tape", 6),
+    "recurrent/fused": ("fused_scan", 3),
+    "layers/base": ("unbroadcast", 6),
+    "layers/windows": ("per_axis", 6),
+    "layers/pool": ("LinearPooling", 5),
+    "layers/winner": ("Winner", 5),
+    "layers/linear": ("LinearLayer", 3),
+    "layers/recurrent": ("RecurrentLayer", 0),
+    # the oracle
+    "reference": ("movement_relevance", 10),
+    "oracle": ("_one_target", 6),
+    "recurrent/naive": ("naive_forward", 9),
+    "recurrent/oracle": ("relevance_of_samples", 2),
+    "backends/naive": ("ReferenceBackend", 2),
+}
+"""Mutants wanted of a file, which is found by something that it defines."""
+
+OTHERS = "@register(", 6
+"""All other files of the library with this in them, and mutants wanted of each."""
+
+TESTS = [
+    "test_layer_and_hand_written_cell_agree",
+    "test_float32_stays_within_its_error_bound",
+    "test_no_part_of_the_whole_weight",
+    "test_rectified_layers_equal_the_reference",
+    "test_ties_go_to_the_first_index",
+    "test_functional_residual",
+    "test_reduced_recurrence_equals_the_loop",
+    "test_box_by_channel",
+    "test_lrp_0_is_gradient_times_input",
+    "test_two_by_two_by_hand",
+    "test_k_targets_a_sample",
+    "test_linear_takes_any_leading_axes",
+]
+"""The test files that meet the mutants, each found by one of its tests."""
+
+DIRECT = ["test_lrp_0_is_gradient_times_input"]
+"""Those among them whose every test meets a mutant before all others."""
 
 
-def _sources() -> dict[str, int]:
-    layers = sorted(f"layers/{path.stem}" for path in (ROOT / "relprop" / "layers").glob("*.py"))
-    counts = {**COUNTS, **{name: COUNTS.get(name, 6) for name in layers}}
-    return {f"relprop/{name}.py": count for name, count in counts.items() if count}
+def sources(root: Path) -> dict[str, tuple[str, int]]:
+    """The files to mutate and the number of mutants wanted of each, by label.
+
+    Labels that have come to share a file are one, the first.
+
+    Raises:
+        LookupError: what marks a file is defined nowhere, or in several files.
+    """
+    files = sorted((root / "relprop").rglob("*.py"))
+    places = homes(defined_in(root, files), (name for name, _ in SOURCES.values()))
+    counts, labels = Counter[str](), {}
+    for (label, (_, count)), place in zip(SOURCES.items(), places, strict=True):
+        labels.setdefault(place, label)
+        counts[place] += count
+    mark, count = OTHERS
+    for path in files:
+        place = str(path.relative_to(root))
+        if place not in labels and mark in path.read_text(encoding="utf-8"):
+            labels[place], counts[place] = f"layers/{path.stem}", count
+    return {label: (place, counts[place]) for place, label in labels.items() if counts[place]}
 
 
-PROJECT = Project(
-    root=ROOT,
-    sources=_sources(),
-    tests=[
-        "tests/test_recurrent_models.py",
-        "tests/test_linear.py",
-        "tests/test_blockwise.py",
-        "tests/test_rectified.py",
-        "tests/test_operations.py",
-        "tests/test_networks_by_hand.py",
-        "tests/test_recurrent.py",
-        "tests/test_parity_zennit.py",
-        "tests/test_mutants_killed.py",
-        "tests/test_rules.py",
-        "tests/test_targets.py",
-        "tests/test_functional.py",
-    ],
-    direct=["tests/test_mutants_killed.py"],
-    preload=[
-        "torch", "numpy", "safetensors.torch", "torch.export", "torch._dynamo",
-        "torch.fx.experimental.symbolic_shapes", "torch.func", "hypothesis",
-        "PIL.Image", "sympy",
-    ],
-)  # fmt: skip
+def project(root: Path) -> Project:
+    """What the gate mutates and which tests it runs."""
+    tests = sorted((root / "tests").rglob("test_*.py"))
+    defined = defined_in(root, tests)
+    return Project(
+        root=root,
+        sources={label: path for label, (path, _) in sources(root).items()},
+        tests=list(dict.fromkeys(homes(defined, TESTS))),
+        direct=list(dict.fromkeys(homes(defined, DIRECT))),
+        preload=[
+            "torch", "numpy", "safetensors.torch", "torch.export", "torch._dynamo",
+            "torch.fx.experimental.symbolic_shapes", "torch.func", "hypothesis",
+            "PIL.Image", "sympy",
+        ],
+    )  # fmt: skip
 
 
 def main() -> int:
     """Run the gate; returns the exit status."""
     parser = argparse.ArgumentParser(description="Break the sources; the tests must notice.")
     parser.add_argument("--list", action="store_true", help="print the chosen mutants and stop")
-    parser.add_argument("--all", nargs="+", metavar="FILE", help="every mutant of these sources")
+    parser.add_argument("--only", nargs="+", metavar="LABEL", help="these sources alone")
+    parser.add_argument("--all", nargs="+", metavar="LABEL", help="every mutant of these sources")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
     parser.add_argument("--share", type=float, default=0.07, help="of all tests for each mutant")
     options = parser.parse_args()
-    every = generate(PROJECT)
-    picked = [m for f, n in PROJECT.sources.items() for m in chosen(every[f], n)]
+    try:
+        whole = project(ROOT)
+    except LookupError as error:
+        print(error)
+        return 1
+    unknown = unknown_names(text(whole, label) for label in whole.sources)
+    if unknown:
+        print("in mutation/operators.py, but nowhere in the sources:", *unknown, sep="\n  ")
+        return 1
+    every = generate(whole)
+    counts = {label: count for label, (_, count) in sources(ROOT).items()}
+    picked = [m for label in options.only or every for m in chosen(every[label], counts[label])]
     if options.all:
-        picked = [m for f in options.all for m in every[f]]
+        picked = [m for label in options.all for m in every[label]]
     if options.list:
         print("\n".join(m.shown for m in picked))
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return gate(PROJECT, picked, every, ARGUED, options.jobs, options.share)
+    return gate(whole, picked, every, ARGUED, options.jobs, options.share)
 
 
 def generate(project: Project) -> dict[str, list[Mutant]]:
     """Every mutant of every source."""
-    return {
-        path: mutants_of(path, (project.root / path).read_text(encoding="utf-8"))
-        for path in project.sources
-    }
+    return {label: mutants_of(label, text(project, label)) for label in project.sources}
+
+
+def text(project: Project, label: str) -> str:
+    """The text of a source."""
+    return (project.root / project.sources[label]).read_text(encoding="utf-8")
 
 
 def gate(
@@ -134,17 +210,17 @@ def gate(
 
 def table(picked: Sequence[Mutant], found: Sequence[Outcome], argued: Mapping[str, str]) -> str:
     """Killed, argued and survived by source file."""
-    rows: dict[str, Counter[str]] = {m.path: Counter() for m in picked}
+    rows: dict[str, Counter[str]] = {m.label: Counter() for m in picked}
     for outcome in found:
         state = "killed" if outcome.state == "timeout" else outcome.state
-        rows[outcome.mutant.path][state] += 1
+        rows[outcome.mutant.label][state] += 1
     for mutant in picked:
-        rows[mutant.path]["argued"] += mutant.name in argued
+        rows[mutant.label]["argued"] += mutant.name in argued
     rows["all"] = sum(rows.values(), Counter())
     columns = "killed", "argued", "survived"
     lines = [f"\n{'':34}" + "".join(f"{c:>10}" for c in columns)]
-    for path, counts in rows.items():
-        lines.append(f"{path:34}" + "".join(f"{counts[c]:10}" for c in columns))
+    for label, counts in rows.items():
+        lines.append(f"{label:34}" + "".join(f"{counts[c]:10}" for c in columns))
     return "\n".join(lines)
 
 

@@ -25,7 +25,7 @@ class Mutant:
     """One fault.
 
     Attributes:
-        path: the source file, relative to the project.
+        label: of the source file.
         scope: qualified name of the innermost function or class, as in `code.co_qualname`.
         operator: class of the fault.
         change: the code before and after.
@@ -34,7 +34,7 @@ class Mutant:
         site: its number among the changes of the file.
     """
 
-    path: str
+    label: str
     scope: str
     operator: str
     change: str
@@ -44,14 +44,14 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """Its name, which survives moves of lines and edits of other functions."""
+        """Its name, which survives moves of lines and files, and edits of other functions."""
         count = f" ({self.occurrence})" if self.occurrence > 1 else ""
-        return f"{self.path}:{self.scope}:{self.operator}: {self.change}{count}"
+        return f"{self.label}:{self.scope}:{self.operator}: {self.change}{count}"
 
     @property
     def shown(self) -> str:
         """Its name with the line it stands in now."""
-        return f"{self.path}:{self.line}:{self.scope}:{self.operator}: {self.change}"
+        return f"{self.label}:{self.line}:{self.scope}:{self.operator}: {self.change}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _text(node: ast.AST) -> str:
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH // 2]}…{text[-_WIDTH // 2 :]}"
 
 
-def mutants_of(path: str, source: str) -> list[Mutant]:
+def mutants_of(label: str, source: str) -> list[Mutant]:
     """Every mutant of a source text, in the order of the text; equal changes are numbered."""
     found: list[Mutant] = []
     seen: Counter[tuple[str, str, str]] = Counter()
@@ -125,7 +125,7 @@ def mutants_of(path: str, source: str) -> list[Mutant]:
         seen[key] += 1
         if before != after:
             line = getattr(site.before, "lineno", 0)
-            found.append(Mutant(path, *key, occurrence=seen[key], line=line, site=number))
+            found.append(Mutant(label, *key, occurrence=seen[key], line=line, site=number))
     return found
 
 
@@ -139,18 +139,18 @@ def compiled(mutant: Mutant, source: str, filename: Path) -> CodeType:
     return compile(ast.fix_missing_locations(tree), str(filename), "exec")
 
 
-def instrumented(path: str, source: str, filename: Path) -> CodeType:
-    """The code of the source, in which every function calls `__passed__(path, scope)` first."""
+def instrumented(label: str, source: str, filename: Path) -> CodeType:
+    """The code of the source, in which every function calls `__passed__(label, scope)` first."""
     tree = ast.parse(source)
-    _mark(tree, "", path)
+    _mark(tree, "", label)
     return compile(ast.fix_missing_locations(tree), str(filename), "exec")
 
 
-def _mark(node: ast.AST, scope: str, path: str) -> None:
+def _mark(node: ast.AST, scope: str, label: str) -> None:
     for child in ast.iter_child_nodes(node):
-        _mark(child, _inner(scope, child, node), path)
+        _mark(child, _inner(scope, child, node), label)
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        arguments: list[ast.expr] = [ast.Constant(path), ast.Constant(scope)]
+        arguments: list[ast.expr] = [ast.Constant(label), ast.Constant(scope)]
         call = ast.Expr(ast.Call(ast.Name("__passed__", ast.Load()), arguments, []))
         node.body.insert(1 if ast.get_docstring(node) is not None else 0, call)
 
@@ -163,7 +163,7 @@ def chosen(mutants: Sequence[Mutant], count: int) -> list[Mutant]:
     groups: dict[str, list[Mutant]] = defaultdict(list)
     for mutant in sorted(mutants, key=lambda m: _rank(m.name)):
         groups[mutant.operator].append(mutant)
-    order = sorted(groups, key=lambda operator: _rank(f"{mutants[0].path}:{operator}"))
+    order = sorted(groups, key=lambda operator: _rank(f"{mutants[0].label}:{operator}"))
     turns = max((len(group) for group in groups.values()), default=0)
     picked = [
         groups[operator][turn]
@@ -175,4 +175,6 @@ def chosen(mutants: Sequence[Mutant], count: int) -> list[Mutant]:
 
 
 def _rank(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+    label, _, rest = name.partition(":")
+    # what the first names looked like, so that the choice stays the one whose survivors are argued
+    return hashlib.sha256(f"relprop/{label}.py:{rest}".encode()).digest()

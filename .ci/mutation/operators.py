@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 Change = tuple[str, ast.AST]
 """Name of the operator and the node to put in place."""
@@ -14,22 +14,22 @@ _COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 
-_SWAPS = {
-    "POSITIVE": "NEGATIVE", "NEGATIVE": "POSITIVE", "alpha": "beta", "beta": "alpha",
-    "low": "high", "high": "low", "above": "below", "below": "above", "h0": "c0", "c0": "h0",
-    "_SAME_SIGNS": "_OPPOSITE_SIGNS", "_OPPOSITE_SIGNS": "_SAME_SIGNS", "up": "down",
-    "down": "up", "plus": "minus", "minus": "plus", "agreeing": "opposing",
-    "opposing": "agreeing", "amax": "amin", "first": "second", "second": "first",
-}  # fmt: skip
-_GEOMETRY = {
-    "stride": "dilation", "dilation": "stride", "before": "after", "after": "before",
-    "dilations": "stride", "padding": "output_padding", "output_padding": "padding",
-    "kernel": "stride",
-}  # fmt: skip
-_WORDS = {
-    "positive": "negative", "negative": "positive", "pixel": "state", "state": "pixel",
-    "plus_positive": "plus_negative", "plus_negative": "plus_positive",
-}  # fmt: skip
+
+def _both_ways(pairs: dict[str, str]) -> dict[str, str]:
+    return {**pairs, **{other: name for name, other in pairs.items()}}
+
+
+_SWAPS = _both_ways({
+    "POSITIVE": "NEGATIVE", "SAME_SIGNS": "OPPOSITE_SIGNS", "alpha": "beta", "low": "high",
+    "above": "below", "h0": "c0", "up": "down", "plus": "minus", "agreeing": "opposing",
+    "first": "second",
+}) | {"amax": "amin"}  # fmt: skip
+_GEOMETRY = _both_ways({
+    "stride": "dilation", "before": "after", "padding": "output_padding",
+}) | {"dilations": "stride", "kernel": "stride"}  # fmt: skip
+_WORDS = _both_ways({
+    "positive": "negative", "pixel": "state", "plus_positive": "plus_negative",
+})  # fmt: skip
 _EXTREMES = {"min": "max", "max": "min"}
 
 _METHODS = {
@@ -41,16 +41,30 @@ _METHODS = {
 """Methods whose call is dropped, the receiver left, and the class of that mistake."""
 
 _WRAPPERS = {
-    "_masked": "mask", "reverse": "index", "unbroadcast": "index", "_divided": "factor",
-    "quotient": "factor", "_widened": "stride",
+    "_masked": "mask", "reverse": "index", "unbroadcast": "index", "quotient": "factor",
+    "_widened": "stride",
 }  # fmt: skip
 """Functions whose call is dropped, the first argument left."""
 
 _FACTORS = {"scale", "alpha", "value", "sign", "gate", "conserve", "rectified"}
 _BIASES = {"b", "bias", "kept_bias"}
 _AXES = {"dim", "axis", "correction", "start"}
-_OPEN_SETS = {"_KEEP_ZERO", "_GATES", "_KEEP_GATE", "_PROPORTIONAL", "_NO_FLOW", "_SHAPED_LIKE"}
 _TERM_LISTS = {"terms", "box_terms"}
+
+
+_TABLES = (
+    _SWAPS, _GEOMETRY, _WORDS, _METHODS, _WRAPPERS, _FACTORS, _BIASES, _AXES, _TERM_LISTS,
+)  # fmt: skip
+
+
+def unknown_names(sources: Iterable[str]) -> list[str]:
+    """The names in the tables above that no source text has: nothing is tried for them."""
+    seen: set[str] = set()
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            words = (getattr(node, key, None) for key in ("id", "attr", "arg", "name", "value"))
+            seen.update(word for word in words if isinstance(word, str))
+    return sorted({name for table in _TABLES for name in table} - seen)
 
 
 def changes(node: ast.AST, parents: list[ast.AST]) -> Iterator[Change]:
@@ -202,9 +216,8 @@ def _terms(node: ast.Tuple | ast.Set, parents: list[ast.AST]) -> Iterator[Change
 def _holds_terms(parents: list[ast.AST]) -> bool:
     """Whether the tuple lists terms or groups of a rule, or is one of the tables of names."""
     last = parents[-1]
-    if isinstance(last, ast.Assign) and isinstance(last.targets[0], ast.Name):
-        name = last.targets[0].id
-        if name in _OPEN_SETS or name in _SWAPS:
+    match last:
+        case ast.Assign(targets=[ast.Name(id=name)]) if name.strip("_").isupper():
             return True
     return any(isinstance(p, ast.FunctionDef) and p.name in _TERM_LISTS for p in parents)
 

@@ -40,14 +40,14 @@ class Project:
 
     Attributes:
         root: folder of the sources and of pyproject.toml.
-        sources: files to mutate, relative to it, each with the number of mutants wanted.
+        sources: files to mutate, relative to it, by label.
         tests: test files, relative to it.
         direct: those among them whose every test meets a mutant before all others.
         preload: modules that children need not import; none of them may import a source.
     """
 
     root: Path
-    sources: Mapping[str, int]
+    sources: Mapping[str, str]
     tests: Sequence[str]
     direct: Sequence[str] = ()
     preload: Sequence[str] = ()
@@ -59,7 +59,7 @@ class Baseline:
 
     Attributes:
         seconds: how long each test takes, by its id.
-        passes: ids of the tests that pass through a function, by (file, qualified name).
+        passes: ids of the tests that pass through a function, by (label, qualified name).
         failed: ids of tests that fail.
     """
 
@@ -81,7 +81,8 @@ class Outcome:
 class _Finder(importlib.abc.MetaPathFinder):
     """Gives a module other code than its file holds."""
 
-    def __init__(self, project: Project, path: str, make: Callable[[str, Path], CodeType]) -> None:
+    def __init__(self, project: Project, label: str, make: Callable[[str, Path], CodeType]) -> None:
+        path = project.sources[label]
         self.name = ".".join(Path(path).with_suffix("").parts)
         self.path = project.root / path
         self.code = make(self.path.read_text(encoding="utf-8"), self.path)
@@ -112,9 +113,9 @@ class _Recorder:
         self.failed: list[str] = []
         self._seen: set[tuple[str, str]] = set()
 
-    def __call__(self, path: str, scope: str) -> None:
+    def __call__(self, label: str, scope: str) -> None:
         """A function of the sources has been entered."""
-        self._seen.add((path, scope))
+        self._seen.add((label, scope))
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -253,8 +254,8 @@ def baseline(project: Project, at_once: int, limit: float = 600.0) -> Baseline:
         def run() -> Any:
             recorder = _Recorder()
             builtins.__dict__["__passed__"] = recorder
-            for path in project.sources:
-                marked = _Finder(project, path, functools.partial(instrumented, path))
+            for label in project.sources:
+                marked = _Finder(project, label, functools.partial(instrumented, label))
                 sys.meta_path.insert(0, marked)
             _pytest(project, [test], recorder)
             return recorder.seconds, recorder.passes, recorder.failed
@@ -271,8 +272,8 @@ def baseline(project: Project, at_once: int, limit: float = 600.0) -> Baseline:
             found.seconds.update(seconds)
             found.failed.extend(failed)
             for test, functions in passes.items():
-                for path, scope in functions:
-                    found.passes[path, scope].add(test)
+                for label, scope in functions:
+                    found.passes[label, scope].add(test)
     return found
 
 
@@ -283,14 +284,14 @@ def tests_of(project: Project, mutant: Mutant, known: Baseline, share: float) ->
     each test function, then the quick ones.  The time is the baseline's own, so that a slow or busy
     machine runs about the same tests.  What is not in a function concerns all tests of the file.
     """
-    own_file = f"test_{Path(mutant.path).stem}"
+    own_file = f"test_{Path(project.sources[mutant.label]).stem}"
 
     def is_direct(test: str) -> bool:
         return test.split("::")[0] in project.direct
 
-    tests = known.passes.get((mutant.path, mutant.scope), set())
+    tests = known.passes.get((mutant.label, mutant.scope), set())
     if not tests:
-        own = [k for k in known.passes if k[0] == mutant.path]
+        own = [k for k in known.passes if k[0] == mutant.label]
         inner = [k for k in own if k[1].startswith(f"{mutant.scope}.")]
         tests = {test for key in inner or own for test in known.passes[key]}
     cases: dict[str, list[str]] = defaultdict(list)
@@ -341,7 +342,7 @@ def _mutant_job(project: Project, mutant: Mutant, tests: Sequence[str]) -> Job:
     def run() -> Any:
         if not tests:
             return 5, ""
-        broken = _Finder(project, mutant.path, functools.partial(compiled, mutant))
+        broken = _Finder(project, mutant.label, functools.partial(compiled, mutant))
         sys.meta_path.insert(0, broken)
         plugin = _Chosen(tests)
         files = sorted({test.split("::")[0] for test in tests})

@@ -8,6 +8,7 @@ import io
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -722,6 +723,6 @@ def test_as_a_program(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m relprop explain --help | head -n 1"
+    command = f"{shlex.quote(sys.executable)} -m relprop explain --help | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.stderr == "" and done.stdout.startswith("usage: relprop explain")

@@ -83,13 +83,25 @@ TESTS = [
     "test_reduced_recurrence_equals_the_loop",
     "test_box_by_channel",
     "test_lrp_0_is_gradient_times_input",
+    "test_a_rule_without_a_form_of_its_own",
+    "test_bfloat16_products_add_the_bias_in_float32",
+    "test_quotients",
+    "test_what_is_known_of_signs",
+    "test_a_relu_overwrites_only_what_no_rule_reads",
     "test_two_by_two_by_hand",
     "test_k_targets_a_sample",
     "test_linear_takes_any_leading_axes",
 ]
 """The test files that meet the mutants, each found by one of its tests."""
 
-DIRECT = ["test_lrp_0_is_gradient_times_input"]
+DIRECT = [
+    "test_lrp_0_is_gradient_times_input",
+    "test_a_rule_without_a_form_of_its_own",
+    "test_bfloat16_products_add_the_bias_in_float32",
+    "test_quotients",
+    "test_what_is_known_of_signs",
+    "test_a_relu_overwrites_only_what_no_rule_reads",
+]
 """Those among them whose every test meets a mutant before all others."""
 
 

@@ -11,54 +11,31 @@ from torch import Tensor
 
 from relprop import rules
 from relprop.backends import LinearCall, get, onednn, products
-from relprop.maps import Conv, Dense, LinearMap
+from relprop.maps import Conv, LinearMap
+from tables import LAYERS, RULES, TOLERANCES, Layer
 
 ATEN, NAIVE = get("aten"), get("reference")
 
-RULES = {
-    "epsilon": rules.Epsilon(),
-    "epsilon, no bias": rules.Epsilon(0.1, zero_params="bias"),
-    "lrp-0": rules.Epsilon(0),
-    "z+": rules.ZPlus(),
-    "z+, epsilon 0": rules.ZPlus(epsilon=0),
-    "z+, no bias": rules.ZPlus(0.2, zero_params="bias"),
-    "alpha2 beta1": rules.AlphaBeta(),
-    "alpha3 beta2 epsilon 0.3": rules.AlphaBeta(3, 2, epsilon=0.3),
-    "alpha2 beta1, conserving": rules.AlphaBeta(conserve=True),
-    "alpha2 beta1, no bias": rules.AlphaBeta(zero_params="bias"),
-    "alpha2 beta1, epsilon 0": rules.AlphaBeta(epsilon=0),
-    "gamma": rules.Gamma(),
-    "gamma, no bias": rules.Gamma(zero_params="bias"),
-    "box": rules.ZBox(-3, 2.5),
-    "w^2": rules.WSquare(),
-    "flat": rules.Flat(),
+OF_INTEREST = [
+    "dense", "conv2d", "conv2d 1x1", "conv2d 3x2, no padding", "conv2d dilation",
+    "conv2d padding beyond kernel", "conv2d strided", "conv2d one-sided padding",
+    "conv2d few a group", "depthwise, two outputs each", "conv3d, stride 1",
+    "transposed 2d, stride 1",
+]  # fmt: skip
+"""A layer for each condition of a fused convolution."""
+
+CASES = {
+    f"{layer}-{rule}": (i + j, LAYERS[layer], RULES[rule])
+    for i, layer in enumerate(OF_INTEREST)
+    for j, rule in enumerate(RULES)
+    if LAYERS[layer].takes(RULES[rule])
 }
 
 
-def _conv(padding: Any = 0, stride: Any = 1, dilation: int = 1, groups: int = 1) -> Conv:
-    stride = (stride, stride) if isinstance(stride, int) else stride
-    padding = padding if isinstance(padding, tuple) else ((padding, padding),) * 2
-    return Conv(stride, padding, (dilation, dilation), groups)
-
-
-LAYERS: dict[str, tuple[LinearMap, tuple[int, ...], tuple[int, ...]]] = {
-    "dense": (Dense(), (3, 7), (5, 7)),
-    "3x3": (_conv(1), (2, 3, 5, 6), (4, 3, 3, 3)),
-    "1x1": (_conv(), (2, 5, 4, 3), (3, 5, 1, 1)),
-    "3x2, no padding": (_conv(), (1, 3, 6, 5), (4, 3, 3, 2)),
-    "dilation": (_conv(2, dilation=2), (2, 3, 7, 6), (4, 3, 3, 3)),
-    "padding beyond the kernel": (_conv(3), (2, 2, 3, 4), (3, 2, 2, 2)),
-    "stride": (_conv(1, stride=2), (2, 3, 7, 5), (4, 3, 3, 3)),
-    "one-sided padding": (_conv(((0, 1), (1, 0))), (2, 3, 4, 4), (4, 3, 2, 2)),
-    "groups": (_conv(1, groups=2), (2, 6, 5, 4), (4, 3, 3, 3)),
-    "depthwise": (_conv(1, groups=4), (2, 4, 5, 5), (8, 1, 3, 3)),
-    "3-d": (Conv((1,) * 3, ((1, 1),) * 3, (1,) * 3), (2, 3, 4, 3, 5), (4, 3, 3, 3, 3)),
-    "transposed": (
-        Conv((1, 1), ((1, 1),) * 2, (1, 1), transposed=True, output_padding=(0, 0)),
-        (2, 3, 4, 5),
-        (3, 4, 3, 3),
-    ),
-}
+def _of(name: str) -> tuple[LinearMap, tuple[int, ...], tuple[int, ...]]:
+    """Map of a layer, shapes of its input and weight."""
+    layer = LAYERS[name]
+    return layer.map, layer.a, layer.w
 
 
 def _last(t: Tensor) -> Tensor:
@@ -81,23 +58,18 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
-@pytest.mark.parametrize("nonnegative", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("number", "layer", "rule"), CASES.values(), ids=CASES.keys())
 def test_rectified_layers_equal_the_reference(
-    layer: tuple[LinearMap, tuple[int, ...], tuple[int, ...]],
-    rule: rules.LinearRule,
-    nonnegative: bool,
-    dtype: torch.dtype,
+    number: int, layer: Layer, rule: rules.LinearRule
 ) -> None:
-    linear_map, shape, weight = layer
-    a, w = torch.randn(shape).double(), torch.randn(weight).double()
+    """The type and the sign of the input are drawn by the pair's number."""
+    dtype = (torch.float32, torch.float64)[number % 2]
+    nonnegative = number // 2 % 2 == 0
+    a, w = torch.randn(layer.a).double(), torch.randn(layer.w).double()
     a = a.relu() if nonnegative else a
     for k, biased in ((1, True), (3, False)):
-        features = linear_map.contraction(a, w).shape[linear_map.feature_axis]
-        b = torch.randn(features).double() if biased else None
-        call = LinearCall(linear_map, rule, nonnegative, rectified=True)
+        b = torch.randn(layer.outputs).double() if biased else None
+        call = LinearCall(layer.map, rule, nonnegative, rectified=True)
         expected_z, kept = NAIVE.forward(call, a, w, b)
         r = torch.randn(k, *expected_z.shape).double() * (expected_z > 0)
         expected = NAIVE.relevance(call, kept, r)
@@ -106,9 +78,8 @@ def test_rectified_layers_equal_the_reference(
         before = z.clone()
         found = ATEN.relevance(call, saved, r.to(dtype))
         assert torch.equal(z, before)
-        exact = dtype is torch.float64
+        tolerance = TOLERANCES[dtype]
         for one, other in ((z, expected_z), (found, expected)):
-            tolerance = 1e-10 if exact else 2e-4
             scale = other.abs().max().item()
             torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance * scale)
 
@@ -125,10 +96,10 @@ def test_rectified_layers_equal_the_reference(
 def test_images_below_a_relu_take_fused_convolutions(
     rule: rules.LinearRule, expected: list[str], served: list[str]
 ) -> None:
-    linear_map, shape, weight = LAYERS["3x3"]
+    linear_map, shape, weight = _of("conv2d")
     a, w = _last(torch.rand(shape)), _last(torch.randn(weight))
     call = LinearCall(linear_map, rule, True, rectified=True)
-    z, saved = ATEN.forward(call, a, w, torch.randn(4))
+    z, saved = ATEN.forward(call, a, w, torch.randn(len(w)))
     ATEN.relevance(call, saved, _last(torch.rand(z.shape)).unsqueeze(0))
     assert served == expected
 
@@ -143,9 +114,11 @@ def test_activations_round_like_the_library_s(rule: rules.LinearRule) -> None:
     torch.testing.assert_close(z, torch.nn.functional.conv2d(a, w).relu(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["stride", "one-sided padding", "transposed", "dense"])
+@pytest.mark.parametrize(
+    "name", ["conv2d strided", "conv2d one-sided padding", "transposed 2d, stride 1", "dense"]
+)
 def test_other_layers_are_left_to_the_library(name: str, served: list[str]) -> None:
-    linear_map, shape, weight = LAYERS[name]
+    linear_map, shape, weight = _of(name)
     a, w = _last(torch.rand(shape)), torch.randn(weight)
     call = LinearCall(linear_map, rules.Epsilon(), True)
     z, saved = ATEN.forward(call, a, w, None)
@@ -155,7 +128,7 @@ def test_other_layers_are_left_to_the_library(name: str, served: list[str]) -> N
 
 def test_unserved_operands_are_left_to_the_library(served: list[str]) -> None:
     """Channels outermost; float64; a batch of none."""
-    linear_map, shape, weight = LAYERS["3x3"]
+    linear_map, shape, weight = _of("conv2d")
     call = LinearCall(linear_map, rules.Epsilon(), True, rectified=True)
     a, w = torch.rand(shape), torch.randn(weight)
     for one, other in ((a, w), (_last(a.double()), w.double()), (_last(a[:0]), w)):
@@ -165,20 +138,20 @@ def test_unserved_operands_are_left_to_the_library(served: list[str]) -> None:
 
 
 def test_widened_weights_are_kept_with_the_frozen_ones() -> None:
-    linear_map, shape, weight = LAYERS["3x3"]
+    linear_map, shape, weight = _of("conv2d")
     call = LinearCall(linear_map, rules.ZPlus(), nonnegative=False)
     a, w, cache = torch.randn(shape), torch.randn(weight), {}  # type: ignore[var-annotated]
     z, saved = ATEN.forward(call, a, w, None, cache)
     ATEN.relevance(call, saved, torch.rand(1, *z.shape))
     wide = cache["widened"]
-    assert isinstance(wide, products.Products) and wide.w.shape == (4, 6, 3, 3)
+    assert isinstance(wide, products.Products) and wide.w.shape == (5, 6, 3, 3)
     assert torch.equal(wide.w[:, 3:], -w) and wide.cache
     ATEN.relevance(call, ATEN.forward(call, a, w, None, cache)[1], torch.rand(1, *z.shape))
     assert cache["widened"] is wide
 
 
 def test_nothing_derived_is_kept_between_the_passes_unless_frozen() -> None:
-    linear_map, shape, weight = LAYERS["3x3"]
+    linear_map, shape, weight = _of("conv2d")
     call = LinearCall(linear_map, rules.AlphaBeta(), nonnegative=True)
     _, saved = ATEN.forward(call, torch.rand(shape), torch.randn(weight), None)
     assert saved.layer.cache == {} and saved.layer.products.cache == {}

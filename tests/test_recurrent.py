@@ -13,10 +13,11 @@ from torch.testing import assert_close
 
 from relprop.errors import InputError
 from relprop.functional import gru_relevance, lstm_relevance, rnn_relevance
+from relprop.recurrent import aten as recurrent
 from relprop.recurrent.fused import fused_scan
-from relprop.recurrent.layout import CELLED, Layout, directions_of, suits
+from relprop.recurrent.layout import CELLED, Direction, Layout, directions_of, suits
 from relprop.recurrent.naive import naive_forward
-from relprop.recurrent.reduced import Inflow, reduced_relevance, scan_of
+from relprop.recurrent.reduced import Inflow, _ratio, reduced_relevance, scan_of
 from relprop.recurrent.tape import run
 from relprop.rules import AlphaBeta, Epsilon, Flat, Gamma, Joint, LinearRule, Pass, Recurrent
 
@@ -330,3 +331,23 @@ def test_fused_forward_keeps_what_the_librarys_gives(bias: bool) -> None:
     assert_close((found.alpha, found.beta), (expected.alpha, expected.beta))
     flow = Inflow(case.r_out.unsqueeze(1))
     assert_close(reduced_relevance(found, flow).x, reduced_relevance(expected, flow).x)
+
+
+def test_the_ratio_at_zero_is_the_slope() -> None:
+    z = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert torch.equal(_ratio(torch.tanh(z), z), torch.tensor([1.0, torch.tanh(z)[1]]).double())
+
+
+def test_a_recurrent_layer_returns_what_torch_returns() -> None:
+    layer = nn.LSTM(3, 4, num_layers=2, bidirectional=True).double()
+    x = torch.randn(5, 2, 3).double()
+    state = torch.randn(4, 2, 4).double(), torch.randn(4, 2, 4).double()
+    expected = layer(x, state)
+    found, _ = _forward(layer, x, state)
+    assert_close(found, (expected[0], *expected[1]), rtol=1e-10, atol=1e-12)
+
+
+def _forward(layer: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> Any:
+    layout = Layout("lstm", layers=2, bidirectional=True)
+    directions = [Direction(*weights) for weights in layer.all_weights]
+    return recurrent.forward(layout, directions, x, *state, Recurrent())

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.testing import assert_close
 
 import relprop
+from plans import passed, recorded
 from relprop.composites import Composite, uniform
 from relprop.errors import InputError, PlanningError
 from relprop.functional import lstm_relevance
@@ -396,3 +398,27 @@ def test_frames_of_any_number_share_one_capture() -> None:
         x = torch.randn(2, steps, 1, 3, 3, dtype=torch.float64)
         close(explainer(x, target=1), loop(x, target=1))
     assert len(explainer._planner.plans) == 1
+
+
+class Cells(nn.Module):
+    """The last cells of an LSTM, on packed data or not."""
+
+    def __init__(self, packed: bool) -> None:
+        super().__init__()
+        self.layer, self.packed = nn.LSTM(3, 4), packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed:
+            return self.layer(pack_padded_sequence(x, torch.full((2,), 5)))[1][1][0]
+        return self.layer(x)[1][1][0]
+
+
+def test_cells_of_packed_sequences_are_cells() -> None:
+    x, start, found = torch.randn(5, 2, 3).double(), torch.randn(2, 4).double(), []
+    plain = Cells(False).double()
+    for packed in (False, True):
+        model = Cells(packed).double()
+        model.load_state_dict(plain.state_dict())
+        found.append(passed(recorded(model, x), model, x, start)[1])
+    assert_close(found[1], found[0], rtol=1e-12, atol=1e-14)
+    assert found[0].abs().max() > 1e-3

@@ -197,3 +197,20 @@ def test_a_bound_is_copied_once_and_travels_without_its_copies() -> None:
     assert copy.dtype is torch.float32 and bound.on(torch.device("cpu")) is copy
     again = pickle.loads(pickle.dumps(bound))
     assert again == bound and not again._copies
+
+
+def test_rules_refuse_what_is_no_number() -> None:
+    for make in (
+        lambda: rules.Epsilon(True),
+        lambda: rules.Gamma(False),
+        lambda: rules.Recurrent(epsilon=-1.0),
+        lambda: rules.Recurrent(bias_factor=-1.0),
+        lambda: rules.Norm(-1.0),
+    ):
+        with pytest.raises(ValueError, match="expected a finite number"):
+            make()
+
+
+def test_bounds_may_be_tensors_that_numpy_cannot_read() -> None:
+    low = torch.full((3,), -1.0, dtype=torch.bfloat16, requires_grad=True)
+    assert rules.ZBox(low, 1.0) == rules.ZBox(torch.full((3,), -1.0), 1.0)

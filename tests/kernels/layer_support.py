@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from relprop import kernels, reference
-from relprop.maps import Conv, Dense, LinearMap
+from relprop.maps import LinearMap
 from relprop.reference import modify
 from relprop.rules import LinearRule
+from tables import KERNELS_LAYERS, Layer
 
 UNIT = 2.0**-24
 UNBOUNDED = 1e30
@@ -22,61 +23,7 @@ SMALLEST = 2.0**-14
 """From here on float16 holds what bfloat16 holds."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A layer's geometry with the shapes of its input and weight."""
-
-    name: str
-    map: LinearMap
-    a: tuple[int, ...]
-    w: tuple[int, ...]
-
-    @property
-    def outputs(self) -> int:
-        """Output features."""
-        wide = isinstance(self.map, Conv) and self.map.transposed
-        return self.w[1] * self.map.groups if wide else self.w[0]  # type: ignore[attr-defined]
-
-
-def pads(*sizes: int) -> tuple[tuple[int, int], ...]:
-    return tuple((size, size) for size in sizes)
-
-
-LAYERS = [
-    Layer("dense", Dense(), (5, 37), (19, 37)),
-    Layer("dense one", Dense(), (1, 3), (1, 3)),
-    Layer("dense tokens", Dense(), (2, 3, 17), (7, 17)),
-    Layer("conv1d", Conv((1,), pads(0), (1,)), (2, 3, 9), (5, 3, 3)),
-    Layer("conv1d dilated", Conv((3,), pads(2), (2,)), (2, 3, 13), (2, 3, 3)),
-    Layer("conv2d", Conv((1, 1), pads(1, 1), (1, 1)), (2, 3, 7, 5), (5, 3, 3, 3)),
-    Layer("conv2d 1x1", Conv((1, 1), pads(0, 0), (1, 1)), (2, 17, 3, 5), (19, 17, 1, 1)),
-    Layer("conv2d 1x1 stride 2", Conv((2, 2), pads(0, 0), (1, 1)), (2, 3, 5, 5), (3, 3, 1, 1)),
-    Layer("conv2d strided", Conv((2, 3), pads(1, 0), (1, 1)), (2, 3, 9, 7), (5, 3, 3, 2)),
-    Layer("conv2d dilated", Conv((1, 2), pads(2, 1), (2, 3)), (1, 2, 9, 8), (3, 2, 3, 2)),
-    Layer(
-        "conv2d stride = dilation", Conv((2, 2), pads(1, 1), (2, 4)), (1, 2, 9, 11), (3, 2, 3, 3)
-    ),
-    Layer("conv2d asymmetric", Conv((2, 1), ((1, 2), (0, 1)), (1, 1)), (2, 3, 6, 5), (2, 3, 3, 3)),
-    Layer("conv2d grouped", Conv((1, 1), pads(1, 1), (1, 1), 2), (2, 22, 4, 5), (6, 11, 3, 3)),
-    Layer("conv2d few a group", Conv((1, 1), pads(1, 0), (1, 1), 2), (2, 4, 5, 4), (6, 2, 3, 3)),
-    Layer("depthwise", Conv((1, 1), pads(1, 1), (1, 1), 7), (2, 7, 5, 3), (7, 1, 3, 3)),
-    Layer("depthwise strided", Conv((2, 2), pads(1, 1), (1, 1), 3), (2, 3, 7, 5), (6, 1, 3, 3)),
-    Layer("conv3d", Conv((2, 1, 1), pads(1, 1, 1), (1, 1, 2)), (1, 3, 4, 5, 5), (2, 3, 3, 2, 3)),
-    Layer("transposed 1d", Conv((2,), pads(1), (1,), 1, True, (1,)), (2, 3, 5), (3, 5, 3)),
-    Layer(
-        "transposed 2d",
-        Conv((2, 2), pads(1, 1), (1, 1), 1, True, (1, 0)),
-        (2, 3, 4, 5),
-        (3, 5, 3, 3),
-    ),
-    Layer(
-        "transposed grouped",
-        Conv((3, 1), pads(0, 1), (2, 1), 2, True),
-        (1, 4, 3, 4),
-        (4, 3, 2, 3),
-    ),
-    Layer("conv2d 1x1 padded", Conv((1, 1), ((0, 1), (0, 2)), (1, 1)), (2, 3, 3, 4), (5, 3, 1, 1)),
-]
+LAYERS = list(KERNELS_LAYERS.values())
 QUICK = {
     "dense one",
     "dense tokens",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layer_support import KINDS, LAYERS, Layer, check, guarded, name, pads
+from layer_support import KINDS, LAYERS, check, guarded, name
 
 from relprop import kernels, reference
 from relprop.errors import InputError
@@ -20,6 +20,7 @@ from relprop.rules import (
     ZBox,
     ZPlus,
 )
+from tables import Layer, pads
 
 
 @pytest.mark.parametrize("rule", [ZPlus(1e-3), AlphaBeta(2, 1), Gamma(), WSquare()], ids=name)

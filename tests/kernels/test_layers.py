@@ -4,58 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layer_support import (
-    DTYPES,
-    KINDS,
-    LAYERS,
-    LAYOUTS,
-    Layer,
-    check,
-    check_all,
-    name,
-    pads,
-    tolerance,
-)
+from layer_support import DTYPES, KINDS, LAYERS, LAYOUTS, check, check_all, name, tolerance
 
 from relprop import kernels, reference
 from relprop.maps import Conv, Dense, LinearMap
-from relprop.rules import (
-    AlphaBeta,
-    Epsilon,
-    Flat,
-    Gamma,
-    Joint,
-    LinearRule,
-    WSquare,
-    ZBox,
-    ZPlus,
-)
+from relprop.rules import AlphaBeta, Epsilon, Gamma, Joint, LinearRule, ZPlus
+from tables import KERNELS_RULES as RULES
+from tables import Layer, pads
 
-RULES: list[LinearRule] = [
-    Epsilon(1e-2),
-    Epsilon(0.0),
-    Epsilon(1e-3, zero_params="bias"),
-    ZPlus(1e-3),
-    ZPlus(zero_params="bias"),
-    AlphaBeta(2, 1),
-    AlphaBeta(1, 0),
-    AlphaBeta(1.4, 0.4, conserve=True),
-    Gamma(0.25),
-    Gamma(10.0, epsilon=1e-2, zero_params="bias"),
-    ZBox(-1.0, 1.5),
-    WSquare(),
-    Flat(1e-3),
-    Joint(channels=(1, 2)),
-]
-
-
-def applies(layer: Layer, rule: LinearRule) -> bool:
-    """A joint input needs a channel on either side."""
-    features = layer.a[layer.map.feature_axis]
-    return not isinstance(rule, Joint) or features > 2
-
-
-CASES = [(layer, rule) for layer in LAYERS for rule in RULES if applies(layer, rule)]
+CASES = [(layer, rule) for layer in LAYERS for rule in RULES if layer.takes(rule)]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=name)

@@ -6,11 +6,12 @@ from collections import Counter
 
 import pytest
 import torch
-from layer_support import LAYERS, Layer, check, name, pads
+from layer_support import LAYERS, check, name
 
 from relprop import kernels
 from relprop.maps import Conv, Dense
 from relprop.rules import AlphaBeta, Epsilon, Gamma, LinearRule, ZPlus
+from tables import Layer, pads
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""What is known of a graph's values: signs, gates, tokens, what carries relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plans import Function, recorded
+from relprop.analysis import analyse
+from relprop.errors import PlanningError
+from relprop.modes import neutral_modes
+from relprop.record import record
+from relprop.rewrite import canonical
+
+
+def _smaller(x: Tensor, mode: str) -> Tensor:
+    return F.interpolate(x[:, None, None], (1, 2), mode=mode, antialias=True)
+
+
+def _sampled(x: Tensor, mode: str) -> Tensor:
+    grid = torch.linspace(-0.9, 0.8, 12).view(3, 2, 1, 2)
+    return F.grid_sample(x[:, None, None], grid, mode=mode, align_corners=False)
+
+
+SIGNS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "clamp": (lambda x: x.clamp(0, 2), True),
+    "clamp of a ReLU": (lambda x: x.relu().clamp(-1, 2), True),
+    "clamp below": (lambda x: x.clamp(-1, 2), False),
+    "clamp from above": (lambda x: torch.clamp_max(x.relu(), 2.0), True),
+    "clamp from above, low": (lambda x: torch.clamp_max(x.relu(), -1.0), False),
+    "clamp from above, signed": (lambda x: torch.clamp_max(x, 2.0), False),
+    "hardtanh": (lambda x: F.hardtanh(x), False),
+    "sum": (lambda x: x.relu() + x.sigmoid(), True),
+    "sum with a number": (lambda x: x.relu() + 0.5, True),
+    "sum with a negative number": (lambda x: x.relu() + -0.5, False),
+    "half a sum": (lambda x: x.relu() + x, False),
+    "difference": (lambda x: x.relu() - x.sigmoid(), False),
+    "negation": (lambda x: -x.relu(), False),
+    "parts": (lambda x: torch.cat([x.relu(), x.sigmoid()]), True),
+    "half of the parts": (lambda x: torch.cat([x.relu(), x]), False),
+    "larger": (lambda x: torch.maximum(x.relu(), x), True),
+    "smaller": (lambda x: torch.minimum(x.relu(), x.sigmoid()), True),
+    "smaller, signed": (lambda x: torch.minimum(x.relu(), x), False),
+    "written over": (lambda x: torch.slice_scatter(x.relu(), x.sigmoid(), 1, 0, 5), True),
+    "signed over": (lambda x: torch.slice_scatter(x.relu(), x, 1, 0, 5), False),
+    "over signed": (lambda x: torch.slice_scatter(x, x.relu(), 1, 0, 5), False),
+    "antialiased": (lambda x: _smaller(x.relu(), "bilinear"), True),
+    "antialiased, signed": (lambda x: _smaller(x, "bilinear"), False),
+    "antialiased, bicubic": (lambda x: _smaller(x.relu(), "bicubic"), False),
+    "sampled": (lambda x: _sampled(x.relu(), "bilinear"), True),
+    "sampled, signed": (lambda x: _sampled(x, "bilinear"), False),
+    "sampled, bicubic": (lambda x: _sampled(x.relu(), "bicubic"), False),
+    "bicubic": (
+        lambda x: F.interpolate(x.relu()[:, None, None], (2, 3), mode="bicubic"), False
+    ),
+    "bilinear": (
+        lambda x: F.interpolate(x.relu()[:, None, None], (2, 3), mode="bilinear"), True
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_what_is_known_of_signs(name: str) -> None:
+    function, known = SIGNS[name]
+    with neutral_modes():
+        graph = canonical(record(Function(function), (torch.randn(3, 5),), {}, 0))
+    facts = analyse(graph, graph.inputs, [])
+    assert (graph.output_names[0] in facts.nonnegative) is known
+
+
+GATES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "hard sigmoid times six": (lambda x: F.relu6(x + 3), True),
+    "clamped hard sigmoid times six": (lambda x: (x + 3).clamp(0, 6), True),
+    "shifted by two": (lambda x: F.relu6(x + 2), False),
+    "shifted by two, over six": (lambda x: F.relu6(x + 2) / 6, True),
+    "over seven": (lambda x: F.relu6(x + 2) / 7, False),
+    "norm": (lambda x: x.norm(dim=-1).unsqueeze(-1), True),
+    "complement": (lambda x: 1 - x.sigmoid(), True),
+    "complement of a signal": (lambda x: 1 - x, False),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_what_is_known_of_gates(name: str) -> None:
+    function, known = GATES[name]
+    with neutral_modes():
+        graph = canonical(record(Function(function), (torch.randn(3, 5),), {}, 0))
+    assert (graph.output_names[0] in analyse(graph, graph.inputs, []).gates) is known
+
+
+def test_what_integers_keep_of_their_tokens() -> None:
+    kept: list[tuple[Callable[[Tensor], Tensor], bool]] = [
+        (lambda x: x.flip(0), True),
+        (lambda x: x.view(-1), True),
+        (lambda x: x + 1, False),
+        (lambda x: x.bitwise_not(), False),
+        (lambda x: x.float(), False),
+    ]
+    for function, expected in kept:
+        with neutral_modes():
+            graph = canonical(record(Function(function), (torch.arange(6).view(2, 3),), {}, 0))
+        facts = analyse(graph, [], graph.inputs)
+        assert (graph.output_names[0] in facts.tokens) is expected
+        assert (graph.output_names[0] in facts.carriers) is expected
+
+
+def test_one_input_of_an_operation_carries_relevance() -> None:
+    model = Function(lambda x: F.prelu(x, x.sum().view(1)))
+    with pytest.raises(PlanningError, match="several of its arguments"):
+        recorded(model, torch.randn(3, 5))

@@ -38,7 +38,7 @@ class _Constant(_Unruled):
 class _LogSoftmax(_Unruled):
     """What they read is explained instead."""
 
-    names = ("log_softmax", "_log_softmax")
+    names: ClassVar[tuple[str, ...]] = ("log_softmax", "_log_softmax")
     hint = "explain what it reads, such as the logits (a model without it, or output=)"
 
 
@@ -52,7 +52,7 @@ class _Softmax(_LogSoftmax):
 class _Magnitude(_Unruled):
     """Magnitudes element by element."""
 
-    names = ("abs", "square")
+    names: ClassVar[tuple[str, ...]] = ("abs", "square")
     measures = True
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from relprop.tables import table
+
 __all__ = ["ConservationReport", "ConservationRow", "StepRecord"]
 
 _HEADER = ("step", "operation", "module path", "rule", "relevance out", "relevance in", "absorbed")
@@ -132,19 +134,7 @@ class ConservationReport:
         worst = self.worst
         if worst is None:
             return "No steps were recorded."
-        table = [_HEADER, *(row.cells() for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [_line(cells, widths) for cells in table]
-        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines = table(_HEADER, [row.cells() for row in self.rows], _NUMBERS)
         where = f"step {worst.step}, {worst.operation} at {worst.path or 'the model itself'!r}"
-        lines.append(f"total absorbed {self.total_absorbed:.6g}; worst {worst.loss:.6g} in {where}")
-        return "\n".join(lines)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    words = len(cells) - _NUMBERS
-    padded = [
-        cell.ljust(width) if i < words else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "  ".join(padded).rstrip()
+        total = f"total absorbed {self.total_absorbed:.6g}; worst {worst.loss:.6g} in {where}"
+        return f"{lines}\n{total}"

@@ -6,6 +6,7 @@ __all__ = [
     "CaptureError",
     "FileFormatError",
     "InputError",
+    "ModelError",
     "PlanningError",
     "RelpropError",
     "is_out_of_memory",
@@ -26,6 +27,10 @@ class PlanningError(RelpropError):
 
 class InputError(RelpropError, ValueError):
     """An input, target or option has the wrong shape, type, range or value."""
+
+
+class ModelError(InputError):
+    """The model itself fails on its inputs."""
 
 
 class FileFormatError(RelpropError):

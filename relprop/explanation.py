@@ -5,10 +5,8 @@ A file is one safetensors file: tensors, and JSON in its metadata.  Nothing is e
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from relprop.atomic import sync_folder
+from relprop.atomic import replacing, sync_folder
 from relprop.conservation import ConservationReport, ConservationRow, StepRecord
 from relprop.errors import FileFormatError, InputError
 
@@ -254,17 +252,11 @@ def _check_size(path: Path, max_bytes: int) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write beside the file, flush to disk, and put in place in one step."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    """Write the file in one step, into a folder that is there."""
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.scandir(path.parent).close()  # a misspelt folder is told, not made
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
         sync_folder(path.parent)
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

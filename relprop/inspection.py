@@ -21,7 +21,7 @@ from relprop.captured import captured
 from relprop.errors import InputError
 from relprop.layers import operation
 from relprop.plan import unsupported
-from relprop.tables import table
+from relprop.tables import aligned, table
 from relprop.unwrap import unwrap
 
 __all__ = ["Check", "check", "info", "installed"]
@@ -114,9 +114,7 @@ def check(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = Non
 def info() -> dict[str, str]:
     """Print, and return, versions, devices and backends: what a problem's report should hold."""
     found = installed()
-    width = max(map(len, found))
-    for name, value in found.items():
-        print(f"{name.ljust(width)}  {value}")
+    print("\n".join(aligned(list(found.items()))))
     return found
 
 

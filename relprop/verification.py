@@ -9,7 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from relprop.call import Call
-from relprop.errors import InputError
+from relprop.errors import ModelError
 from relprop.evaluate import evaluate
 from relprop.graph import Graph
 
@@ -20,14 +20,14 @@ def run_model(model: nn.Module, call: Call) -> list[Any]:
     """The leaves of the model's output for a call.
 
     Raises:
-        InputError: the model itself refuses the inputs.
+        ModelError: the model itself refuses the inputs.
     """
     args, kwargs = call.copied().arguments
     try:
         return pytree.tree_leaves(model(*args, **kwargs))
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        raise InputError(
+        raise ModelError(
             f"the model itself fails on these inputs ({_describe(call)}): "
             f"{type(error).__name__}: {lines[0]}{_hint(model, call)}"
         ) from error

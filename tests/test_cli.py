@@ -175,6 +175,73 @@ class TestExplain:
         tensors = load_file(out / "relevance.safetensors")
         torch.testing.assert_close(tensors["relevance:0"], expected, rtol=1e-4, atol=1e-6)
 
+    def test_the_largest_outputs(self, out: Path) -> None:
+        words = ("--limit", 5, "--batch-size", 3, "--top", 3, "--layers", "features.0")
+        assert explain(MODEL, SAMPLE, *words, "--out", out) == 0
+        images, model = data.sample("mnist")[0][:5], models.load(MODEL)
+        wanted = model(images).topk(3).indices
+        expected = relprop.Explainer(model, "epsilon_plus", layers="features.0").explain(
+            images, target=wanted
+        )
+        loaded = relprop.Explanation.load(out / "relevance.safetensors")
+        assert torch.equal(loaded.target, wanted) and loaded.relevance.shape == (5, 3, 1, 28, 28)
+        torch.testing.assert_close(loaded.relevance, expected.relevance, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(loaded.layers["features.0"], expected.layers["features.0"])
+        delta = expected.convergence_delta.double()
+        torch.testing.assert_close(loaded.convergence_delta, delta, rtol=1e-4, atol=1e-5)
+        for row, targets, scores in zip(summary(out), wanted, model(images), strict=True):
+            assert row["target"] == " ".join(map(str, targets.tolist()))
+            found = [float(word) for word in row["score"].split()]
+            assert found == pytest.approx(scores[targets].tolist(), rel=1e-4)
+            assert len(row["relevance"].split()) == len(row["delta"].split()) == 3
+            assert Image.open(out / row["heatmap"]).size == (4 * 224 + 20, 224 + 8)
+
+    def test_a_model_of_doubles_keeps_its_digits(
+        self, tmp_path: Path, user_module: str, out: Path
+    ) -> None:
+        code = Path(f"{user_module}.py").read_text()
+        Path(f"{user_module}.py").write_text(code.replace("5, 3))", "5, 3)).double()"))
+        x = np.random.default_rng(0).normal(size=(3, 12))
+        np.save(tmp_path / "x.npy", x)
+        words = ("--trust", "--target", 1, "--out", out)
+        assert explain(f"{user_module}:dense", tmp_path / "x.npy", *words) == 0
+        torch.manual_seed(0)
+        layers = [nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3)]
+        model = nn.Sequential(*layers).double().eval()
+        expected = relprop.explain(model, torch.from_numpy(x), target=1)
+        found = load_file(out / "relevance.safetensors")["relevance:0"]
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+    def test_the_model_itself_runs_for_its_capture_alone(
+        self, out: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runs, seen = [0], []
+        sequential, forward = nn.Sequential.forward, relprop.run.forward
+
+        def counted(self: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+            runs[0] += 1
+            return sequential(self, x)
+
+        def noted(*arguments: object) -> object:
+            seen.append(runs[0])
+            return forward(*arguments)
+
+        monkeypatch.setattr(nn.Sequential, "forward", counted)
+        monkeypatch.setattr("relprop.run.forward", noted)
+        assert explain(MODEL, SAMPLE, "--limit", 6, "--batch-size", 2, "--out", out) == 0
+        assert len(seen) == 3 and {*seen, *runs} == {seen[0]} and seen[0] > 0
+
+    @pytest.mark.parametrize(
+        "words",
+        [("--workers", 2), ("--reduce", "pool:2x2"), ("--no-maps",), ("--accept-versions",)],
+    )
+    def test_options_of_jobs_alone(
+        self, words: tuple[object, ...], out: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert explain(MODEL, SAMPLE, *words, "--out", out) == 2
+        (line,) = lines_of(capsys)
+        assert f"{words[0]}: of a job alone; add --job" in line and not out.exists()
+
     def test_missing_method_options_are_one_sentence(
         self, out: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

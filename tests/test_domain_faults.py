@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from relprop import oracle, reference, targets
-from relprop.backends import blockwise, pointwise
+from relprop.backends import blockwise
 from relprop.backends.forms.layer import Layer
 from relprop.backends.products import Products
 from relprop.errors import RelpropError
 from relprop.fold import _scale_bias
-from relprop.layers import base
+from relprop.layers import base, quotients
 from relprop.layers import pointwise as operations
 from relprop.layers.pool import AveragePooling
 from relprop.layers.winner import Maximum
@@ -141,7 +141,7 @@ def _first_of_axes(r: Tensor, shape: torch.Size) -> Tensor:
 _arguments, _contraction, _adjoint = Conv._arguments, Products.contraction, Products.adjoint
 _forward, _pool, _box = Maximum.forward, AveragePooling.options, ZBox.box_terms
 _pre_activations, _gated, _reverse = tape._pre_activations, naive._gated_step, recurrent.reverse
-_runs, _scatter, _divide = blockwise._runs, targets._scatter, pointwise.divide
+_runs, _scatter, _divide = blockwise._runs, targets._scatter, quotients.divide
 _ranks, _mask, _sum_factors = oracle._ranks, reference._mask, operations.operand_factors
 _swapped = {POSITIVE: NEGATIVE, NEGATIVE: POSITIVE}
 
@@ -268,7 +268,7 @@ FAULTS: dict[str, tuple[Plant, Row]] = {
         by_hand("alpha2 beta1", "reference"),
     ),
     "beta's group is added": (
-        instead(pointwise.divide, _negative_added),
+        instead(quotients.divide, _negative_added),
         by_hand("alpha2 beta1", "aten"),
     ),
     "the box is upside down": (

@@ -101,7 +101,9 @@ def test_wheel_works(archives: dict[str, Path], tmp_path: Path) -> None:
     assert "2 explained by epsilon_plus, 0 failed" in printed
 
 
-@pytest.mark.parametrize("module", ["relprop", "relprop.cli", "relprop.kernels"])
+@pytest.mark.parametrize(
+    "module", ["relprop", "relprop.cli.arguments", "relprop.cli.commands", "relprop.kernels"]
+)
 def test_import_loads_no_extra(module: str, tmp_path: Path) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = {name.partition(".")[0] for name in run("-c", code, cwd=tmp_path).split()}

@@ -26,7 +26,7 @@ _SWAPS = _both_ways({
 }) | {"amax": "amin"}  # fmt: skip
 _GEOMETRY = _both_ways({
     "stride": "dilation", "before": "after", "padding": "output_padding",
-}) | {"dilations": "stride", "kernel": "stride"}  # fmt: skip
+}) | {"kernel": "stride"}  # fmt: skip
 _WORDS = _both_ways({
     "positive": "negative", "pixel": "state", "plus_positive": "plus_negative",
 })  # fmt: skip

@@ -6,13 +6,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from relprop.atomic import remove_leftovers
 from relprop.batch.files import open_shard, present_shards
 from relprop.batch.locks import JobLock
 from relprop.batch.manifest import FILE, Manifest, Record, read_manifest, write_manifest
-from relprop.batch.preparing import made_manifest, prepare
+from relprop.batch.preparing import local_device, made_manifest, prepare, readers_of
 from relprop.batch.spec import JobSpec
 from relprop.batch.status import Status, Stop, closing
 from relprop.batch.worker import Tally, Worker, shard_order
@@ -70,20 +68,6 @@ def _rank(spec: JobSpec) -> tuple[int, int]:
             "task of a scheduler's array"
         )
     return int(words[0]), int(words[1])
-
-
-def local_device(spec: JobSpec, worker: int) -> str | None:
-    """A GPU of its own for each worker of a machine, unless a device was named."""
-    if spec.device in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{worker % torch.cuda.device_count()}"
-    return None
-
-
-def readers_of(spec: JobSpec, in_memory: bool) -> int:
-    """How many processes read for one worker: none for arrays, else the cores' share."""
-    if spec.readers is not None:
-        return spec.readers
-    return 0 if in_memory else max(1, (os.cpu_count() or 1) // spec.workers)
 
 
 def _run(spec: JobSpec, folder: Path, lock: JobLock, rank: int, world: int) -> int:

@@ -15,11 +15,13 @@ from relprop.batch.rows import Failure, Rows
 from relprop.cli.outputs import SetupError, floating_dtype, predicted_classes, reason
 from relprop.errors import CaptureError, InputError, PlanningError
 from relprop.explainer import Explainer
+from relprop.explanation import Explanation
 
 __all__ = ["Explaining"]
 
 FATAL = (SetupError, CaptureError, PlanningError, torch.AcceleratorError)
 STORED = {"float32": torch.float32, "float16": torch.float16}
+OPTIONS = ("target", "output:", "layers:")
 
 
 @dataclass
@@ -32,7 +34,8 @@ class Explaining:
         target: "predicted", "label", a class, or the indices of one entry of the output.
         top: explain that many of the largest outputs instead.
         reduction: what is kept of a map.
-        dtype: of what is kept.
+        dtype: of what is kept; None keeps whole explanations: relevance, output and hidden layers
+            as the explainer gives them.
         maps: whether relevance is kept.
         summaries: whether maps are handed on to be summed up.
         device: where the model is.
@@ -43,7 +46,7 @@ class Explaining:
     target: str | int | tuple[int, ...]
     top: int | None
     reduction: Reduction
-    dtype: str
+    dtype: str | None
     maps: bool
     summaries: bool
     device: torch.device
@@ -75,7 +78,9 @@ class Explaining:
                 wrong.append(error)
             else:
                 return trial, own
-        raise SetupError(str(wrong[0])) from None
+        said = str(wrong[0])
+        # the library's word for an option comes first, and is the option's name
+        raise SetupError(f"--{said}" if said.startswith(OPTIONS) else said) from wrong[0]
 
     def time(self, inputs: Inputs, labels: list[int | None]) -> None:
         """Explain a batch for the clock alone."""
@@ -165,21 +170,28 @@ class Explaining:
         lead = 2 if many else 1
         maps = self.reduction.maps(relevance, lead)
         reduced = self.reduction.pick(maps, lead)
-        values = reduced.relevance.to(STORED[self.dtype])
+        values = reduced.relevance
+        values = values.to(STORED[self.dtype]) if self.dtype else values
         if self.dtype == "float16" and not torch.isfinite(values).all():
             raise InputError("relevance beyond the range of float16; use --dtype float32")
         lengths = None if inputs.lengths is None else inputs.lengths.tolist()
+        more = {} if self.dtype else _more(result)
         return {
             "relevance": self._cut(values.cpu(), lengths, lead) if self.maps else None,
             "position": None if reduced.position is None else reduced.position.cpu(),
             "maps": self._cut(maps.float().cpu(), lengths, lead) if self.summaries else None,
             "target": torch.full((count,), -1) if target is None else target.cpu(),
-            "score": scores(output, target, many).float().cpu(),
+            "score": self._number(scores(output, target, many)),
             "prediction": predictions(output, count).cpu(),
             "label": torch.tensor([-1 if label is None else label for label in labels]),
-            "delta": result.convergence_delta.float().cpu(),
+            "delta": self._number(result.convergence_delta),
             "lead": lead,
+            "more": list(more),
+            **more,
         }
+
+    def _number(self, values: Tensor) -> Tensor:
+        return (values.float() if self.dtype else values).cpu()
 
     def _cut(self, values: Tensor, lengths: list[int] | None, lead: int) -> Tensor | list[Tensor]:
         """Padding taken off whole maps of sequences."""
@@ -197,6 +209,12 @@ class Explaining:
                 raise InputError("no label to explain; see --labels, or use --target predicted")
             return labels
         return self.target
+
+
+def _more(result: Explanation) -> dict[str, Tensor]:
+    """What a whole explanation has beside columns and relevance, as its file names it."""
+    layers = {f"layer:{path}": value.cpu() for path, value in result.layers.items()}
+    return {"output": result.output.float().cpu(), **layers}
 
 
 def _gathered(loaded: Loaded, found: list[dict[str, Any]], kept: list[int]) -> Rows:
@@ -231,4 +249,5 @@ def _gathered(loaded: Loaded, found: list[dict[str, Any]], kept: list[int]) -> R
         columns=columns,
         maps=maps,
         classes=classes,
+        more={name: column(name) for name in whole["more"]},
     )

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from relprop import image
 from relprop.atomic import replacing
-from relprop.batch.parquet import pyarrow_parquet
 from relprop.batch.reader import Job, open_job
+from relprop.batch.tables import pyarrow_parquet
 from relprop.cli.files import printable
 from relprop.errors import InputError
 
-__all__ = ["export_job"]
+__all__ = ["WRITERS", "export_job"]
 
 CHUNK = 256
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)
@@ -30,7 +30,8 @@ def export_job(path: Path, kind: str, out: Path, first: int = 0, limit: int | No
 
     Args:
         path: the job's folder.
-        kind: "npz", "parquet" (needs pyarrow) or "png" (needs maps that are images).
+        kind: "npz", "parquet" (needs pyarrow) or "png" (needs maps that are images; with several
+            targets a file for each, which its class ends).
         out: the file; for "png" the folder.
         first, limit: which explanations; None is all after the first.
 
@@ -45,12 +46,11 @@ def export_job(path: Path, kind: str, out: Path, first: int = 0, limit: int | No
     stop = len(job) if limit is None else min(len(job), first + limit)
     if not 0 <= first < stop:
         raise InputError(f"{printable(path)}: holds {len(job)} explanations, none from {first}")
-    writers = {"npz": _npz, "parquet": _parquet, "png": _png}
-    if kind not in writers:
-        raise InputError(f"export: {kind!r}; expected {', '.join(writers)}")
+    if kind not in WRITERS:
+        raise InputError(f"export: {kind!r}; expected {', '.join(WRITERS)}")
     if kind != "png" and out.suffix != f".{kind}":
         raise InputError(f"--out {printable(out)}: expected a name that ends in .{kind}")
-    writers[kind](job, out, range(first, stop))
+    WRITERS[kind](job, out, range(first, stop))
     return stop - first
 
 
@@ -130,16 +130,20 @@ def _column(value: Any) -> Any:
 
 
 def _png(job: Job, out: Path, rows: range) -> None:
-    many = str(job.manifest.identity["target"]).startswith("top ")  # of these the first is drawn
+    many = str(job.manifest.identity["target"]).startswith("top ")
     for chunk in _chunks(job, rows):
         if "relevance" not in chunk or "position" in chunk:
             raise InputError("export: the job keeps no maps to draw")
         for row, name in enumerate(chunk["name"]):
             maps = chunk["relevance"][row].float()
-            pixels = _drawn(maps[0] if many else maps)
             # the place keeps names apart; no name can lead out of the folder
             stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[-80:]
-            image.save_png(out / f"{int(chunk['index'][row]):09d}-{stem}.png", pixels)
+            stem = f"{int(chunk['index'][row]):09d}-{stem}"
+            if not many:
+                image.save_png(out / f"{stem}.png", _drawn(maps))
+                continue
+            for target, own in zip(chunk["target"][row].tolist(), maps):
+                image.save_png(out / f"{stem}-{target}.png", _drawn(own))
 
 
 def _drawn(relevance: Tensor) -> Any:
@@ -149,3 +153,7 @@ def _drawn(relevance: Tensor) -> Any:
             f"export: relevance of shape {list(relevance.shape)}; expected images to draw"
         )
     return image.heatmap(relevance.reshape(1, -1, *relevance.shape[-2:]).numpy())[0]
+
+
+WRITERS = {"npz": _npz, "parquet": _parquet, "png": _png}
+"""What `--to` may be, and what writes it."""

@@ -74,6 +74,13 @@ class Loaded:
     failures: dict[int, Failure]
     seconds: float
 
+    def value(self, place: int) -> Tensor:
+        """The model's first input for the sample at a place."""
+        for places, inputs in self.groups:
+            for row in (places == place).nonzero():
+                return inputs.args[0][int(row)]
+        raise IndexError(place)
+
 
 class Loader:
     """Reads batches of a source.

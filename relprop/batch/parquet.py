@@ -17,23 +17,15 @@ from torch import Tensor
 
 from relprop.batch.manifest import Manifest, Record
 from relprop.batch.rows import COLUMNS, Failure, Rows, little_endian, pack_failures, unpack_failures
+from relprop.batch.tables import pyarrow_parquet
 from relprop.cli.files import printable, require_file
 from relprop.errors import FileFormatError, RelpropError
 
-__all__ = ["ParquetReader", "ParquetShardWriter", "pyarrow_parquet"]
+__all__ = ["ParquetReader", "ParquetShardWriter"]
 
 ROW_GROUP = 64
 KEY = b"relprop"
 CACHED_GROUPS = 4
-
-
-def pyarrow_parquet() -> Any:
-    """The module pyarrow.parquet, or an error that says how to get it."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise RelpropError("Parquet files need pyarrow: pip install 'relprop[parquet]'") from None
-    return pyarrow.parquet
 
 
 class ParquetShardWriter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,15 @@ from relprop.cli.sources import Source
 from relprop.errors import InputError
 from relprop.explainer import Explainer
 
-__all__ = ["Prepared", "join_job", "made_manifest", "prepare"]
+__all__ = [
+    "Prepared",
+    "join_job",
+    "local_device",
+    "made_manifest",
+    "opened",
+    "prepare",
+    "readers_of",
+]
 
 TRIED = 100
 """Samples looked at for one that can be read, before a job is refused."""
@@ -64,8 +74,39 @@ def prepare(spec: JobSpec, device: str | None = None) -> Prepared:
     Raises:
         InputError, FileFormatError, CaptureError, PlanningError: what is wrong with the job.
     """
-    reduction = parse_reduction(spec.reduce)
     Summaries(spec.summary)
+    threads = _threads(spec)
+    loader, explaining = opened(spec, device)
+    source, model = loader.source, explaining.model
+    example = _example(loader, spec.target == "label")
+    trial = explaining.probe(example)
+    identity = identity_of(spec, model, source, example, str(explaining.explainer.plan))
+    samples = min(len(source), spec.limit or len(source))
+    environment = environment_of(explaining.device, threads)
+    wanted = Manifest(identity, environment, samples, spec.shard_size, 1)
+    return Prepared(source, loader, explaining, wanted, trial)
+
+
+def _threads(spec: JobSpec) -> int:
+    """Threads of one worker on a CPU."""
+    return spec.threads or max(1, torch.get_num_threads() // spec.workers)
+
+
+def opened(
+    spec: JobSpec, device: str | None = None, layers: Sequence[str] | None = None
+) -> tuple[Loader, Explaining]:
+    """The data and what explains them; nothing is explained yet.
+
+    Args:
+        spec: the job.
+        device: instead of the job's, for one of several workers.
+        layers: keep whole explanations, with the relevance of these hidden layers; None keeps what
+            the job stores.
+
+    Raises:
+        InputError, FileFormatError: what is wrong with the job's words.
+    """
+    reduction = parse_reduction(spec.reduce)
     words = _Placed(spec, device) if device else spec
     model, source, place = open_inputs(words)
     collate = imported(spec.collate, spec.trust, "--collate") if spec.collate is not None else None
@@ -74,6 +115,7 @@ def prepare(spec: JobSpec, device: str | None = None) -> Prepared:
         model,
         spec.method,
         method_options=method_options(spec.method_option),
+        layers=layers or (),
         output=output_key(spec.output),
         backend=spec.backend,
         precision=spec.precision,
@@ -85,20 +127,28 @@ def prepare(spec: JobSpec, device: str | None = None) -> Prepared:
         spec.target,
         spec.top,
         reduction,
-        spec.dtype,
+        spec.dtype if layers is None else None,
         spec.maps,
         bool(spec.summary),
         place,
     )
-    threads = spec.threads or max(1, torch.get_num_threads() // spec.workers)
     if place.type == "cpu":
-        torch.set_num_threads(threads)
-    example = _example(loader, spec.target == "label")
-    trial = explaining.probe(example)
-    identity = identity_of(spec, model, source, example, str(explainer.plan))
-    samples = min(len(source), spec.limit or len(source))
-    wanted = Manifest(identity, environment_of(place, threads), samples, spec.shard_size, 1)
-    return Prepared(source, loader, explaining, wanted, trial)
+        torch.set_num_threads(_threads(spec))
+    return loader, explaining
+
+
+def local_device(spec: JobSpec, worker: int) -> str | None:
+    """A GPU of its own for each worker of a machine, unless a device was named."""
+    if spec.device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{worker % torch.cuda.device_count()}"
+    return None
+
+
+def readers_of(spec: JobSpec, in_memory: bool) -> int:
+    """How many processes read for one worker: none for arrays, else the cores' share."""
+    if spec.readers is not None:
+        return spec.readers
+    return 0 if in_memory else max(1, (os.cpu_count() or 1) // spec.workers)
 
 
 def made_manifest(prepared: Prepared, spec: JobSpec, folder: Path, lock: JobLock) -> Manifest:

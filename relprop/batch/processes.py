@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from relprop.batch.locks import JobLock
-from relprop.batch.preparing import join_job
+from relprop.batch.preparing import join_job, local_device, readers_of
 from relprop.batch.spec import JobSpec
 from relprop.batch.status import Status, Stop
 from relprop.batch.worker import Tally, Worker, shard_order
@@ -110,8 +110,6 @@ def _start(spec: JobSpec, rank: int) -> tuple[Any, BaseProcess]:
 
 def _work(spec: JobSpec, rank: int, pipe: Connection) -> None:
     """The life of one worker."""
-    from relprop.batch.engines import local_device, readers_of
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent passes it on
     threading.Thread(target=_end_with_parent, daemon=True).start()
     told, tally, stop = _Told(pipe), Tally(), Stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class Rows:
         columns: some of `COLUMNS`, each `[n, ...]`.
         maps: `[m, ...]` what summaries sum, a row for each explained target; None without any.
         classes: the class of each row of `maps`.
+        more: where whole explanations are kept, the model's output and relevance of hidden layers.
     """
 
     index: Tensor
@@ -51,6 +52,7 @@ class Rows:
     columns: dict[str, Tensor]
     maps: Tensor | list[Tensor] | None = None
     classes: Tensor | None = None
+    more: dict[str, Tensor | list[Tensor]] = field(default_factory=dict)
 
 
 def little_endian(tensor: Tensor) -> np.ndarray:

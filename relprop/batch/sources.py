@@ -66,7 +66,7 @@ def open_url(spec: str, options: SourceOptions, open_file: Callable[..., Source]
     Args:
         spec: the URL.
         options: how to read it.
-        open_file: opens a local path, as `relprop.cli.sources.open_source` does.
+        open_file: opens a local path, as `relprop.cli.inputs.open_source` does.
 
     Raises:
         FileFormatError: nothing there, too large, or not readable.

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from relprop.batch.parquet import pyarrow_parquet
 from relprop.cli.arrays import INPUT_NAMES, LABEL_NAMES, native
 from relprop.cli.files import printable, reading, require_file
 from relprop.cli.sources import Labelled, Numbered, Source, SourceOptions
-from relprop.errors import FileFormatError, InputError
+from relprop.errors import FileFormatError, InputError, RelpropError
 
-__all__ = ["is_arrow_folder", "open_arrow_folder", "open_parquet"]
+__all__ = ["is_arrow_folder", "open_arrow_folder", "open_parquet", "pyarrow_parquet"]
 
 COLUMN_NAMES = ("image", "img", "pixel_values", "input_ids", "sequence", *INPUT_NAMES)
 LABELS = ("label", *LABEL_NAMES)
@@ -31,6 +30,15 @@ STATE = "state.json"
 MAX_STATE = 2**24
 CACHED = 2
 ITEM_BYTES = 4
+
+
+def pyarrow_parquet() -> Any:
+    """The module pyarrow.parquet, or an error that says how to get it."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise RelpropError("Parquet files need pyarrow: pip install 'relprop[parquet]'") from None
+    return pyarrow.parquet
 
 
 def open_parquet(path: Path, options: SourceOptions) -> Source:

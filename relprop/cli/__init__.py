@@ -10,25 +10,10 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 
-from relprop.cli.arguments import parser
-from relprop.cli.commands import check, explain, info
-from relprop.cli.evaluate import run_evaluate
-from relprop.cli.files import printable
-from relprop.cli.jobs import export, verify
-from relprop.cli.training import run_train
 from relprop.errors import RelpropError
 
 __all__ = ["main"]
 
-COMMANDS = {
-    "explain": explain,
-    "check": check,
-    "train": run_train,
-    "evaluate": run_evaluate,
-    "verify": verify,
-    "export": export,
-    "info": info,
-}
 FATAL = 2
 INTERRUPTED = 130
 
@@ -42,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 if all went well, 1 if some inputs failed, 2 if nothing could be done, 130 if interrupted.
     """
+    # late, since `relprop.batch` uses readers of this package, and the commands use it
+    from relprop.cli.arguments import parser
+    from relprop.cli.commands import COMMANDS
+
     try:
         parsed = parser().parse_args(arguments)
     except SystemExit as stop:
@@ -80,6 +69,8 @@ def _silence() -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str:
+    from relprop.cli.files import printable
+
     if isinstance(error, RelpropError | ValueError | OSError):
         return printable(error, 2000)
     if isinstance(error, MemoryError):

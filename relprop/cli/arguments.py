@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from relprop import data, models
+from relprop import models
 from relprop._version import __version__
 from relprop.cli.evaluate import add_evaluate
 from relprop.cli.files import MAX_BYTES, MAX_PIXELS
+from relprop.cli.inputs import DATA_HELP
 from relprop.cli.jobs import JOB_NOTES, add_job_commands, add_job_options
 from relprop.cli.training import add_train
 
@@ -22,12 +23,6 @@ MODEL_HELP = f"""\
 {", ".join(models.names())} (shipped with relprop);
 package.module:callable, which returns a torch.nn.Module (runs code: needs --trust);
 a .pt2 file of torch.export.save (runs code: needs --trust)"""
-
-DATA_HELP = f"""\
-{", ".join(data.names())}, each also with :test, :train or :sample (shipped with relprop);
-a folder of images, or one image; a .npy, .npz or .safetensors file, [N, ...]; an IDX file;
-a .parquet file, or a Hugging Face data set on disk, with a column of images or lists;
-package.module:name, a torch Dataset (runs code: needs --trust); a URL that fsspec opens"""
 
 EXPLAIN = f"""\
 model is one of
@@ -60,7 +55,8 @@ examples
 written to --out
   relevance.safetensors  read it with relprop.Explanation.load: relevance, the --layers, output,
                          convergence_delta; beside them prediction and label (-1: none); with
-                         inputs of several shapes one tensor an input, for safetensors alone
+                         inputs of several shapes one tensor an input, for safetensors alone;
+                         after --top K with an axis of K targets after the inputs'
   summary.csv            a line for each input, also for those that failed
   heatmaps/              the input beside its heatmap, for inputs that are images
 
@@ -230,6 +226,9 @@ def _add_method(command: argparse.ArgumentParser) -> None:
         metavar="T",
         help="the class to explain, 'predicted' (the default) or 'label'; i,j indexes an output "
         "of several dimensions",
+    )
+    group.add_argument(
+        "--top", type=_count, metavar="K", help="explain the K largest outputs of each input"
     )
     group.add_argument("--output", metavar="KEY", help="which of several outputs, by name or index")
     group.add_argument(

@@ -5,24 +5,30 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from itertools import islice
 from pathlib import Path
 
 import torch
 
 import relprop
 from relprop._version import __version__
+from relprop.batch.explaining import Explaining
+from relprop.batch.feed import Feed
+from relprop.batch.loading import Loaded, Loader, windows
+from relprop.batch.preparing import opened
+from relprop.batch.spec import JobSpec
+from relprop.batch.worker import located
 from relprop.cli import jobs
+from relprop.cli.evaluate import run_evaluate
 from relprop.cli.files import printable
-from relprop.cli.job import Job, batches
-from relprop.cli.opening import method_options, open_inputs, output_key
+from relprop.cli.opening import open_inputs
 from relprop.cli.output import Results, table
-from relprop.cli.outputs import floating_dtype
+from relprop.cli.outputs import SetupError, floating_dtype
 from relprop.cli.progress import Progress
-from relprop.cli.sources import Failed, Item, Source
-from relprop.errors import InputError
+from relprop.cli.sources import Item, Source
+from relprop.cli.training import run_train
+from relprop.errors import InputError, ModelError
 
-__all__ = ["check", "explain", "info"]
+__all__ = ["COMMANDS", "check", "explain", "info"]
 
 BATCH_SIZE = 32
 
@@ -31,23 +37,13 @@ def explain(arguments: argparse.Namespace) -> int:
     """`relprop explain`: 0 if every input was explained, 1 if some failed, 2 if all did."""
     if arguments.job:
         return jobs.run(arguments)
-    model, source, device = open_inputs(arguments)
-    output = output_key(arguments.output)
-    explainer = relprop.Explainer(
-        model,
-        arguments.method,
-        method_options=method_options(arguments.method_option),
-        layers=arguments.layers,
-        output=output,
-        backend=arguments.backend,
-        precision=arguments.precision,
-        frozen=True,
-    )
-    job = Job(model, explainer, arguments.target, device, output)
+    jobs.require_job(arguments)
+    loader, explaining = opened(JobSpec.of(arguments), layers=arguments.layers)
     started = time.monotonic()
-    with Results(Path(arguments.out), arguments.heatmaps) as results:
-        _run(job, source, arguments, results)
-        results.write(arguments.method, _facts(arguments, source))
+    several = arguments.top is not None
+    with Results(Path(arguments.out), arguments.heatmaps, several) as results:
+        _run(loader, explaining, arguments, results)
+        results.write(arguments.method, _facts(arguments, loader.source))
     if not arguments.quiet:
         print(_report(results, arguments, time.monotonic() - started))
     if results.failed:
@@ -77,25 +73,33 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(job: Job, source: Source, arguments: argparse.Namespace, results: Results) -> None:
-    total = min(len(source), arguments.limit or len(source))
+def _run(
+    loader: Loader, explaining: Explaining, arguments: argparse.Namespace, results: Results
+) -> None:
+    total = min(len(loader.source), arguments.limit or len(loader.source))
+    feed = Feed(loader, arguments.readers or 0, explaining.device.type == "cuda")
     progress = Progress(total, arguments.quiet)
     try:
-        for batch in batches(islice(source, total), arguments.batch_size or BATCH_SIZE):
-            for result in [batch] if isinstance(batch, Failed) else job.run(batch):
-                if isinstance(result, Failed):
-                    results.fail(result)
-                    progress.write(f"relprop: {_located(result)}")
-                else:
-                    results.add(result)
-                progress.advance(1)
+        for loaded in feed(windows(0, total, arguments.batch_size or BATCH_SIZE, 0)):
+            rows, failures = explaining(loaded)
+            if rows is None and not results.explained and loaded.groups:
+                _require_sense(explaining, loaded)
+            for failure in failures:
+                progress.write(f"relprop: {located(failure)}")
+            results.add(loaded, rows, failures)
+            progress.advance(loaded.task.stop - loaded.task.start)
     finally:
         progress.clear()
+        feed.close()
 
 
-def _located(failed: Failed) -> str:
-    inside = failed.name in failed.reason
-    return failed.reason if inside else f"{failed.name}: {failed.reason}"
+def _require_sense(explaining: Explaining, loaded: Loaded) -> None:
+    """Refuse what no input would mend; a model that wants another shape may find it further on."""
+    try:
+        explaining.probe(loaded)
+    except SetupError as error:
+        if not isinstance(error.__cause__, ModelError):
+            raise
 
 
 def _facts(arguments: argparse.Namespace, source: Source) -> dict[str, str]:
@@ -112,7 +116,7 @@ def _report(results: Results, arguments: argparse.Namespace, seconds: float) -> 
     lines = [table(results.rows), ""] if results.explained else []
     speed = f", {results.explained / seconds:.1f}/s" if seconds > 0 else ""
     lines.append(
-        f"{results.explained} explained by {arguments.method}, {len(results.failed)} failed, "
+        f"{results.explained} explained by {arguments.method}, {results.failed} failed, "
         f"{seconds:.1f} s{speed}"
     )
     if results.labelled:
@@ -123,3 +127,14 @@ def _report(results: Results, arguments: argparse.Namespace, seconds: float) -> 
         files.append(f"{results.drawn} in heatmaps{os.sep}")
     lines.append(f"{arguments.out}: {', '.join(files)}")
     return "\n".join(lines)
+
+
+COMMANDS = {
+    "explain": explain,
+    "check": check,
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "verify": jobs.verify,
+    "export": jobs.export,
+    "info": info,
+}

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from relprop import data
+from relprop.batch.sources import named_dataset, open_url
+from relprop.batch.tables import is_arrow_folder, open_arrow_folder, open_parquet
 from relprop.cli.arrays import open_idx, open_numpy, open_safetensors
 from relprop.cli.files import PICKLED_SUFFIXES, printable, require_file
 from relprop.cli.labels import folder_labels, named_labels
@@ -18,12 +22,28 @@ from relprop.cli.preprocess import Preprocess
 from relprop.cli.sources import IMAGE_SUFFIXES, Numbered, Source, SourceOptions
 from relprop.errors import FileFormatError, InputError, RelpropError
 
-__all__ = ["open_source"]
-
-NAMED_SUFFIXES = (".npz", ".safetensors", ".parquet")
-"""Files of several arrays or columns, of which `--array` picks one."""
+__all__ = ["DATA_HELP", "KINDS", "open_source"]
 
 MODULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+Opener = Callable[[Path, SourceOptions], Source]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of data.
+
+    Attributes:
+        title: what it is, for `--help`.
+        names: whether a word of the command line names such data.
+        open: opens what the word names.
+        several: whether the data have several arrays or columns, of which `--array` picks one.
+    """
+
+    title: str
+    names: Callable[[str], bool]
+    open: Callable[[str, SourceOptions], Source]
+    several: bool = False
 
 
 def open_source(spec: str, options: SourceOptions) -> Source:
@@ -38,62 +58,53 @@ def open_source(spec: str, options: SourceOptions) -> Source:
         FileFormatError: nothing there, of another kind, damaged, or larger than the caps.
         InputError: options that do not fit.
     """
-    if options.array is not None and not _names_arrays(spec):
+    if options.array is not None and not any(k.several and k.names(spec) for k in KINDS):
         raise InputError(
             f"{printable(spec)}: there is nothing for --array to pick from: only "
-            f"{', '.join(NAMED_SUFFIXES)} and folders of tables name their arrays; drop it"
+            f"{', '.join(k.title for k in KINDS if k.several)} name their arrays; drop it"
         )
-    name, _, split = spec.partition(":")
-    if name in data.names():
-        return _data_set(name, split or "test", options)
-    if "://" in spec:
-        from relprop.batch.sources import open_url
-
-        return open_url(spec, options, open_source)
     if not spec:
         raise InputError("data '': expected a data set's name, a folder, a file or a URL")
-    path = Path(spec)
-    if path.is_dir():
-        return _folder(path, options)
-    if MODULE.fullmatch(spec) and not os.path.lexists(path):
-        from relprop.batch.sources import named_dataset
-
-        return named_dataset(spec, options)
-    if not os.path.lexists(path):
-        known = ", ".join(data.names())
-        raise FileFormatError(
-            f"{printable(spec)}: no such file or folder, nor a data set; data sets are {known} "
-            "(add :sample for the images that come with relprop)"
-        )
-    require_file(path)
-    suffix = path.suffix.lower()
-    if suffix in PICKLED_SUFFIXES:
-        raise FileFormatError(
-            f"{printable(path)}: pickled files run code when they are read, so they are not; "
-            "save the inputs with numpy.save or numpy.savez"
-        )
-    if suffix in (".npy", ".npz"):
-        return open_numpy(path, options)
-    if suffix == ".safetensors":
-        return open_safetensors(path, options)
-    if suffix == ".parquet":
-        from relprop.batch.tables import open_parquet
-
-        return open_parquet(path, options)
-    if suffix in IMAGE_SUFFIXES:
-        return _images([path], path.parent, options, printable(path))
-    return open_idx(path, options)
+    return next(kind for kind in KINDS if kind.names(spec)).open(spec, options)
 
 
-def _names_arrays(spec: str) -> bool:
-    """Whether the data have several arrays or columns, each with a name."""
-    from relprop.batch.tables import is_arrow_folder
+def _file(title: str, suffixes: Collection[str], opener: Opener, several: bool = False) -> Kind:
+    """A kind of files, told by their suffix; without suffixes all that are left."""
 
-    path = Path(spec)
-    return path.suffix.lower() in NAMED_SUFFIXES or (path.is_dir() and is_arrow_folder(path))
+    def names(spec: str) -> bool:
+        return not suffixes or Path(spec).suffix.lower() in suffixes
+
+    def opened(spec: str, options: SourceOptions) -> Source:
+        path = Path(spec)
+        if not os.path.lexists(path):
+            known = ", ".join(data.names())
+            raise FileFormatError(
+                f"{printable(spec)}: no such file or folder, nor a data set; data sets are {known} "
+                "(add :sample for the images that come with relprop)"
+            )
+        require_file(path)
+        if path.suffix.lower() in PICKLED_SUFFIXES:
+            raise FileFormatError(
+                f"{printable(path)}: pickled files run code when they are read, so they are not; "
+                "save the inputs with numpy.save or numpy.savez"
+            )
+        return opener(path, options)
+
+    return Kind(title, names, opened, several)
 
 
-def _data_set(name: str, split: str, options: SourceOptions) -> Source:
+def _folder_kind(title: str, names: Callable[[Path], bool], opener: Opener, several: bool) -> Kind:
+    return Kind(
+        title,
+        lambda spec: Path(spec).is_dir() and names(Path(spec)),
+        lambda spec, options: opener(Path(spec), options),
+        several,
+    )
+
+
+def _data_set(spec: str, options: SourceOptions) -> Source:
+    name, _, split = spec.partition(":")
+    split = split or "test"
     if options.labels is not None or options.preprocess != Preprocess():
         raise InputError(
             f"{name}: a data set brings its own labels and normalisation; drop --labels, --mean, "
@@ -111,10 +122,6 @@ def _data_set(name: str, split: str, options: SourceOptions) -> Source:
 
 
 def _folder(folder: Path, options: SourceOptions) -> Source:
-    from relprop.batch.tables import is_arrow_folder, open_arrow_folder
-
-    if is_arrow_folder(folder):
-        return open_arrow_folder(folder, options)
     paths = []
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -127,6 +134,10 @@ def _folder(folder: Path, options: SourceOptions) -> Source:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
         raise FileFormatError(f"{printable(folder)}: no image files in this folder ({kinds})")
     return _images(paths, folder, options, printable(folder))
+
+
+def _image(path: Path, options: SourceOptions) -> Source:
+    return _images([path], path.parent, options, printable(path))
 
 
 def _images(paths: list[Path], root: Path, options: SourceOptions, title: str) -> Source:
@@ -143,3 +154,38 @@ def _images(paths: list[Path], root: Path, options: SourceOptions, title: str) -
         return options.preprocess.load(paths[index], options.max_pixels)
 
     return Source(title, [printable(name) for name in names], read, labels)
+
+
+KINDS = (
+    Kind(
+        f"{', '.join(data.names())}, each also with :test, :train, :sample (shipped with relprop)",
+        lambda spec: spec.partition(":")[0] in data.names(),
+        _data_set,
+    ),
+    Kind(
+        "a URL that fsspec opens",
+        lambda spec: "://" in spec,
+        lambda spec, options: open_url(spec, options, open_source),
+    ),
+    _folder_kind(
+        "a Hugging Face data set on disk, with a column of images or lists",
+        is_arrow_folder,
+        open_arrow_folder,
+        several=True,
+    ),
+    _folder_kind("a folder of images", lambda folder: True, _folder, several=False),
+    Kind(
+        "package.module:name, a torch Dataset (runs code: needs --trust)",
+        lambda spec: bool(MODULE.fullmatch(spec)) and not os.path.lexists(spec),
+        named_dataset,
+    ),
+    _file("a .npy file, [N, ...]", (".npy",), open_numpy),
+    _file("a .npz file", (".npz",), open_numpy, several=True),
+    _file("a .safetensors file", (".safetensors",), open_safetensors, several=True),
+    _file("a .parquet file", (".parquet",), open_parquet, several=True),
+    _file("an image", IMAGE_SUFFIXES, _image),
+    _file("an IDX file", (), open_idx),
+)
+"""Every kind of data; the first that a word names opens it."""
+
+DATA_HELP = textwrap.fill("; ".join(kind.title for kind in KINDS), 96)

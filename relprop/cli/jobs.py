@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from relprop.batch.export import WRITERS
 from relprop.batch.options import ENGINES, FORMATS, SHARD_SIZE, STORED
 from relprop.errors import InputError
 
-__all__ = ["JOB_NOTES", "add_job_commands", "add_job_options", "export", "run", "verify"]
+__all__ = [
+    "JOB_NOTES",
+    "add_job_commands",
+    "add_job_options",
+    "export",
+    "require_job",
+    "run",
+    "verify",
+]
+
+JOB_ALONE = (
+    "shard_size", "format", "dtype", "reduce", "summary", "maps", "engine", "workers", "quick",
+    "accept_versions",
+)  # fmt: skip
+"""Options of `explain` that mean nothing without `--job`."""
 
 JOB_NOTES = """\
 jobs: --job FOLDER instead of --out explains a data set of any size into numbered files, one a shard
@@ -43,7 +59,6 @@ def add_job_options(
         help="store less of a map: pool:14x14 (sums of cells), channel-sum, topk:K, or a chain "
         "such as channel-sum,topk:100",
     )
-    add("--top", type=count, metavar="K", help="explain the K largest outputs of each input")
     add(
         "--summary",
         type=lambda text: tuple(part.strip() for part in text.split(",")),
@@ -79,11 +94,25 @@ def add_job_commands(commands: Any, style: dict[str, Any], count: Callable[[str]
         **style,
     )
     command.add_argument("job", metavar="FOLDER")
-    command.add_argument("--to", required=True, choices=("npz", "parquet", "png"))
+    command.add_argument("--to", required=True, choices=tuple(WRITERS))
     command.add_argument("--out", required=True, metavar="PATH", help="a file; a folder for png")
     command.add_argument("--first", type=int, default=0, metavar="N", help="(%(default)s)")
     command.add_argument("--limit", type=count, metavar="N", help="at most N explanations")
     command.add_argument("--debug", action="store_true", help="show a stack trace on an error")
+
+
+def require_job(arguments: argparse.Namespace) -> None:
+    """Refuse options that would do nothing without `--job`.
+
+    Raises:
+        InputError: names the first of them.
+    """
+    from relprop.batch.spec import JobSpec
+
+    for field in fields(JobSpec):
+        if field.name in JOB_ALONE and getattr(arguments, field.name) != field.default:
+            option = "no-maps" if field.name == "maps" else field.name.replace("_", "-")
+            raise InputError(f"--{option}: of a job alone; add --job FOLDER, or drop it")
 
 
 def run(arguments: argparse.Namespace) -> int:

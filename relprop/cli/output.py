@@ -5,131 +5,86 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from relprop import image
 from relprop.atomic import replacing
-from relprop.cli.sources import Failed, Item
-from relprop.cli.spool import Spool, write_spools
+from relprop.batch.loading import Loaded
+from relprop.batch.rows import Failure, Rows, little_endian
 from relprop.explanation import FORMAT, VERSION
+from relprop.tables import aligned
 
-__all__ = ["Explained", "Results", "table"]
+__all__ = ["Results", "table"]
 
 SHOWN_ROWS = 20
 PICTURE_SIDE = 224
 COLUMNS = (
     "name", "label", "prediction", "target", "score", "relevance", "delta", "heatmap", "error"
 )  # fmt: skip
+EXACT = ("label", "prediction", "target")
 
 
-@dataclass(frozen=True)
-class Explained:
-    """The explanation of one input; tensors without a batch axis.
-
-    Attributes:
-        item: the input.
-        relevance: shaped like the input.
-        layers: relevance of the hidden layers asked for.
-        target: the entry of the output explained, None where the output has one value.
-        prediction: the class with the largest output, None where there is no such class.
-        score: the output at the target.
-        output: the model's whole output.
-        delta: start minus sum of relevance.
-    """
-
-    item: Item
-    relevance: Tensor
-    layers: dict[str, Tensor]
-    target: int | tuple[int, ...] | None
-    prediction: int | None
-    score: float
-    output: Tensor
-    delta: float
-
-    @property
-    def total(self) -> float:
-        """The sum of the relevance."""
-        return float(self.relevance.double().sum())
-
-
-class Results:
-    """Collects explanations and writes them into a folder when the job is done.
+class Results(ExitStack):
+    """Collects explanations and writes them into a folder when all are there.
 
     Args:
         folder: made if need be; `relevance.safetensors`, `summary.csv` and `heatmaps/` are
             replaced, other files left alone.
-        heatmaps: how many heatmaps to draw at most.
+        heatmaps: how many inputs to draw at most.
+        several: whether each input has several explained targets.
     """
 
-    def __init__(self, folder: Path, heatmaps: int) -> None:
+    def __init__(self, folder: Path, heatmaps: int, several: bool) -> None:
+        super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.explained = 0
+        self.failed = 0
         self.correct = 0
         self.labelled = 0
         self.drawn = 0
-        self.failed: list[Failed] = []
         self.rows: list[dict[str, str]] = []
         self._names: list[str] = []
-        self._heatmaps = heatmaps
+        self._heatmaps, self._several = heatmaps, several
         self._targets: list[Any] = []
-        self._spools: dict[str, Spool] = {}
+        self._parts: dict[str, _Part] = {}
 
-    def __enter__(self) -> Results:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for spool in self._spools.values():
-            spool.close()
-
-    def add(self, result: Explained) -> None:
-        """Keep one explanation and draw its heatmap."""
-        item = result.item
-        self._names.append(item.name)
-        self._targets.append(_words(result.target))
-        self._spool("relevance:0", result.relevance)
-        for path, relevance in result.layers.items():
-            self._spool(f"layer:{path}", relevance)
-        self._spool("output", result.output.float())
-        self._spool("convergence_delta", torch.tensor(result.delta, dtype=torch.float64))
-        for key, number in (("prediction", result.prediction), ("label", item.label)):
-            self._spool(key, torch.tensor(-1 if number is None else number))
-        self.labelled += item.label is not None
-        self.correct += item.label is not None and item.label == result.prediction
-        self.rows.append({"name": item.name, **_numbers(result), "heatmap": self._draw(result)})
-        self.explained += 1
-
-    def fail(self, failed: Failed) -> None:
-        """Note an input that could not be explained."""
-        self.failed.append(failed)
-        self.rows.append(
-            {**dict.fromkeys(COLUMNS, ""), "name": failed.name, "error": failed.reason}
-        )
+    def add(self, loaded: Loaded, rows: Rows | None, failures: list[Failure]) -> None:
+        """Keep the explanations of a batch, draw heatmaps, note what failed."""
+        lines = {
+            failure.index: {"name": failure.name, "error": failure.reason} for failure in failures
+        }
+        if rows is not None:
+            for row, index in enumerate(rows.index.tolist()):
+                value = loaded.value(index - loaded.task.start)
+                lines[index] = self._line(rows, row, value)
+                self.explained += 1
+            self._keep(rows)
+        self.failed += len(failures)
+        self.rows += [lines[index] for index in sorted(lines)]
 
     def write(self, method: str, facts: dict[str, str]) -> None:
-        """Write the relevance file, with facts about the job in its metadata, and the summary.
+        """Write the relevance file, with facts about the run in its metadata, and the summary.
 
         Where all inputs are of one shape, `relprop.Explanation.load` reads the relevance file.
         """
         if self.explained:
-            one_shape = self._spools["relevance:0"].uniform
             words = {"method": method, "single": True, "inputs": 1, "steps": []}
-            words["layers"] = [name[6:] for name in self._spools if name.startswith("layer:")]
-            words["target"] = None if None in self._targets else self._targets
+            words["layers"] = [name[6:] for name in self._parts if name.startswith("layer:")]
+            words["target"] = "tensor" if self._several else self._targets
+            if -1 in self._targets:  # the output has one value
+                words["target"] = None
+            one_shape = self._parts["relevance:0"].uniform
             described = {
                 "format": FORMAT if one_shape else "relprop.relevance",
                 "version": str(VERSION),
@@ -137,7 +92,11 @@ class Results:
                 "names": json.dumps(self._names),
                 **facts,
             }
-            write_spools(self.folder / "relevance.safetensors", self._spools, described)
+            arrays: dict[str, np.ndarray] = {}
+            for name, part in self._parts.items():
+                arrays |= part.arrays(name)
+            with replacing(self.folder / "relevance.safetensors") as temporary:
+                save_file(arrays, temporary, described)
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
@@ -145,50 +104,113 @@ class Results:
         with replacing(self.folder / "summary.csv") as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
 
-    def _spool(self, name: str, tensor: Tensor) -> None:
-        if name not in self._spools:
-            self._spools[name] = Spool(self.folder)
-        self._spools[name].append(tensor)
+    def _keep(self, rows: Rows) -> None:
+        columns, targets = rows.columns, rows.columns["target"]
+        self._names += rows.names
+        entries = targets.tolist()
+        assert rows.relevance is not None
+        found = {"relevance:0": rows.relevance, **rows.more}
+        found["convergence_delta"] = columns["delta"].double()
+        found |= {name: columns[name] for name in ("prediction", "label")}
+        if self._several:
+            found["target"] = targets
+        elif targets.ndim == 1:
+            self._targets += entries
+        else:  # positions in an output of several axes, as an Explanation's file has them
+            self._targets += [{"tuple": entry} for entry in entries]
+        for name, values in found.items():
+            if name not in self._parts:
+                stream = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - closed with self
+                self._parts[name] = _Part(self.enter_context(stream))
+            self._parts[name].append(values)
+        labelled = columns["label"] >= 0
+        self.labelled += int(labelled.sum())
+        self.correct += int((labelled & (columns["label"] == columns["prediction"])).sum())
 
-    def _draw(self, result: Explained) -> str:
-        if self.drawn >= self._heatmaps or not _is_image(result.relevance):
+    def _line(self, rows: Rows, row: int, value: Tensor) -> dict[str, str]:
+        """The summary's line of one explanation."""
+        assert rows.relevance is not None
+        relevance = rows.relevance[row]
+        own = {name: column[row] for name, column in rows.columns.items()}
+        maps = relevance if self._several else relevance.unsqueeze(0)
+        scores = {"score": own["score"], "relevance": maps.double().flatten(1).sum(1)}
+        scores["delta"] = own["delta"]
+        return {
+            "name": rows.names[row],
+            **{key: self._exact(own[key]) for key in EXACT},
+            **{key: _floats(values) for key, values in scores.items()},
+            "heatmap": self._draw(rows.names[row], value, maps),
+        }
+
+    def _exact(self, value: Tensor) -> str:
+        """Whole numbers: a class, one of each target, or the position of an entry."""
+        numbers = value.tolist()
+        if isinstance(numbers, int):
+            return "" if numbers == -1 else str(numbers)
+        return " ".join(map(str, numbers)) if self._several else str(tuple(numbers))
+
+    def _draw(self, name: str, value: Tensor, maps: Tensor) -> str:
+        if self.drawn >= self._heatmaps or not _is_image(maps[0]):
             return ""
         # The position keeps names apart; only plain characters of the input's name are kept, so
         # that no name leads out of the folder.
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "_", result.item.name).strip("._")[-80:]
-        name = f"heatmaps/{self.explained:05d}-{stem}.png"
-        _save_heatmap(self.folder / name, result.item.value, result.relevance)
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[-80:]
+        path = f"heatmaps/{self.explained:05d}-{stem}.png"
+        _save_heatmap(self.folder / path, value, maps)
         self.drawn += 1
-        return name
+        return path
+
+
+class _Part:
+    """Tensors of one kind, appended to a temporary file: memory stays small."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._shapes: list[tuple[int, ...]] = []
+
+    def append(self, rows: Tensor | list[Tensor]) -> None:
+        """Add one tensor a sample."""
+        for row in rows:
+            array = little_endian(row)
+            self._dtype = array.dtype
+            self._stream.write(array.tobytes())
+            self._shapes.append(array.shape)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all tensors have one shape."""
+        return len(set(self._shapes)) == 1
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """All of them, mapped: one array with a new first axis, or `name.000000`, `name.000001`."""
+        self._stream.flush()
+        ends = np.cumsum([0, *(math.prod(shape) for shape in self._shapes)])
+        whole = np.memmap(self._stream, self._dtype, "r") if ends[-1] else np.zeros(0, self._dtype)
+        if self.uniform:
+            return {name: whole.reshape(len(self._shapes), *self._shapes[0])}
+        return {
+            f"{name}.{i:06d}": whole[ends[i] : ends[i + 1]].reshape(shape)
+            for i, shape in enumerate(self._shapes)
+        }
+
+
+def _floats(values: Tensor) -> str:
+    return " ".join(f"{value:.6g}" for value in values.reshape(-1).tolist())
 
 
 def _is_image(tensor: Tensor) -> bool:
     return tensor.ndim == 3 and tensor.shape[0] in (1, 3) and tensor.numel() > 0
 
 
-def _save_heatmap(path: Path, value: Tensor, relevance: Tensor) -> None:
-    """The input and its heatmap side by side, small ones enlarged to a readable size."""
+def _save_heatmap(path: Path, value: Tensor, maps: Tensor) -> None:
+    """The input and its heatmaps side by side, small ones enlarged to a readable size."""
+    value = value.detach().cpu()
     low, high = float(value.min()), float(value.max())
     shown = image.grey(value.unsqueeze(0), low, high if high > low else low + 1.0)
-    pair = np.concatenate([shown, image.heatmap(relevance.unsqueeze(0))])
-    scale = max(1, PICTURE_SIDE // max(pair.shape[1:3]))
-    enlarged = pair.repeat(scale, axis=1).repeat(scale, axis=2)
-    image.save_png(path, image.grid(enlarged, columns=2, pad=4))
-
-
-def _words(target: int | tuple[int, ...] | None) -> Any:
-    """A target as an Explanation's file has it."""
-    return {"tuple": list(target)} if isinstance(target, tuple) else target
-
-
-def _numbers(result: Explained) -> dict[str, str]:
-    """The summary's columns of one explanation."""
-    scores = {"score": result.score, "relevance": result.total, "delta": result.delta}
-    exact = {"label": result.item.label, "prediction": result.prediction, "target": result.target}
-    return {
-        **{key: "" if value is None else str(value) for key, value in exact.items()},
-        **{key: f"{value:.6g}" for key, value in scores.items()},
-    }
+    pictures = np.concatenate([shown, image.heatmap(maps)])
+    scale = max(1, PICTURE_SIDE // max(pictures.shape[1:3]))
+    enlarged = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
+    image.save_png(path, image.grid(enlarged, columns=len(pictures), pad=4))
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
@@ -196,12 +218,7 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     columns = [c for c in COLUMNS if c not in ("heatmap", "error")]
     explained = [row for row in rows if not row.get("error")]
     shown = [[_cut(row[c]) for c in columns] for row in explained[:SHOWN_ROWS]]
-    lines = [columns, *shown]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    text = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))])
-        for line in lines
-    ]
+    text = aligned([columns, *shown], len(columns) - 1)
     if len(explained) > SHOWN_ROWS:
         text.append(f"… {len(explained) - SHOWN_ROWS} more in summary.csv")
     return "\n".join(text)

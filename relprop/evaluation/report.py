@@ -16,6 +16,7 @@ from relprop.evaluation.reported import (
 )
 from relprop.models import study
 from relprop.models.study.accuracies import ACCURACY
+from relprop.tables import aligned
 
 __all__ = ["ordering", "reasons", "report"]
 
@@ -65,8 +66,7 @@ def _shares(cells: Mapping[Setting, Cell]) -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+    return [f"  {line}" for line in aligned(rows)]
 
 
 def _numbers(setting: Setting, cell: Cell) -> Iterator[str]:

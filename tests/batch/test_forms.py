@@ -116,6 +116,16 @@ class TestExport:
             relevance = everything(folder)["relevance"][48:49].numpy()
             assert np.array_equal(np.asarray(picture), image.heatmap(relevance)[0])
 
+    def test_png_of_every_target(self, job: Runs, home: Path) -> None:
+        _, folder = job(top=2)
+        assert export_job(folder, "png", home / "maps", limit=1) == 1
+        maps, targets = everything(folder)["relevance"][0], everything(folder)["target"][0]
+        names = [f"000000000-x-00000-{target}.png" for target in targets.tolist()]
+        assert sorted(names) == sorted(path.name for path in (home / "maps").iterdir())
+        for name, own in zip(names, maps, strict=True):
+            with Image.open(home / "maps" / name) as picture:
+                assert np.array_equal(np.asarray(picture), image.heatmap(own[None].numpy())[0])
+
     def test_nothing_to_export(self, folder: Path, home: Path) -> None:
         with pytest.raises(InputError, match="holds 50 explanations, none from 50"):
             export_job(folder, "npz", home / "x.npz", first=50)

@@ -147,13 +147,18 @@ def winner_relevance(function: Callable[[Tensor], Tensor], a: Tensor, relevance:
     Returns:
         Relevance shaped like `a`, detached.
     """
+    with _autograd():
+        distinct = _ranks(a).to(relevance.dtype).requires_grad_()
+        (result,) = torch.autograd.grad(function(distinct), distinct, _own(relevance))
+    return result
+
+
+def _ranks(a: Tensor) -> Tensor:
+    """Each element's rank in the whole tensor, equal values ranked in falling order of position."""
     order = torch.argsort(a.flatten().flip(0), stable=True)
     ranks = torch.empty_like(order)
     ranks[order] = torch.arange(len(order), device=a.device)
-    with _autograd():
-        distinct = ranks.flip(0).view(a.shape).to(relevance.dtype).requires_grad_()
-        (result,) = torch.autograd.grad(function(distinct), distinct, _own(relevance))
-    return result
+    return ranks.flip(0).view(a.shape)
 
 
 def sum_relevance(a: Tensor, b: Tensor, relevance: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from relprop import oracle, reference, targets
+from relprop import reference, targets
 from relprop.backends import blockwise
 from relprop.backends.forms.layer import Layer
 from relprop.backends.products import Products
@@ -142,7 +142,7 @@ _arguments, _contraction, _adjoint = Conv._arguments, Products.contraction, Prod
 _forward, _pool, _box = Maximum.forward, AveragePooling.options, ZBox.box_terms
 _pre_activations, _gated, _reverse = tape._pre_activations, naive._gated_step, recurrent.reverse
 _runs, _scatter, _divide = blockwise._runs, targets._scatter, quotients.divide
-_ranks, _mask, _sum_factors = oracle._ranks, reference._mask, operations.operand_factors
+_ranks, _mask, _sum_factors = reference._ranks, reference._mask, operations.operand_factors
 _swapped = {POSITIVE: NEGATIVE, NEGATIVE: POSITIVE}
 
 
@@ -304,7 +304,7 @@ FAULTS: dict[str, tuple[Plant, Row]] = {
         ("test_ties_go_to_the_first_index", "aten"),
     ),
     "the last of equal elements wins, in the oracle": (
-        instead(oracle._ranks, lambda x: _ranks(x.flip(-1)).flip(-1)),
+        instead(reference._ranks, lambda x: _ranks(x.flip(-1)).flip(-1)),
         ("test_ties_go_to_the_first_index", "reference"),
     ),
     "an average counts its padding where it must not": (

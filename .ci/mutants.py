@@ -56,7 +56,6 @@ SOURCES = {
     "recurrent/tape": ("Tape", 6),
     "recurrent/fused": ("fused_scan", 3),
     "layers/base": ("unbroadcast", 6),
-    "layers/windows": ("per_axis", 6),
     "layers/pool": ("LinearPooling", 5),
     "layers/winner": ("Winner", 5),
     "layers/linear": ("LinearLayer", 3),

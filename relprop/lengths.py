@@ -15,7 +15,7 @@ from relprop.call import Call
 from relprop.errors import InputError
 from relprop.explanation import Explanation
 from relprop.grouping import Explain, explain_group, joined
-from relprop.recurrent.lengths import checked_lengths
+from relprop.recurrent.layout import checked_lengths
 from relprop.timeaxis import time_axes
 
 __all__ = ["explain_by_length"]

@@ -15,7 +15,7 @@ import relprop
 from plans import Function, passed, recorded
 from relprop.composites import Composite
 from relprop.layers.base import quotient, unbroadcast
-from relprop.layers.windows import per_axis
+from relprop.maps import per_axis
 
 
 def test_quotients() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from relprop.graph import Node
 from relprop.layers.base import Operation, Step, laid_out, register
-from relprop.layers.windows import per_axis, stacked, window
+from relprop.layers.pool import stacked, window
+from relprop.maps import per_axis
 
 __all__ = ["AdaptiveMaxPooling", "MaxPooling", "Maximum"]
 

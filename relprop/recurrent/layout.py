@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from relprop.errors import InputError
@@ -17,6 +19,7 @@ __all__ = [
     "Direction",
     "Layout",
     "candidate_rule",
+    "checked_lengths",
     "directions_of",
     "recurrent_rule",
     "suits",
@@ -156,3 +159,28 @@ def candidate_rule(rule: LinearRule, inputs: int) -> LinearRule:
     if isinstance(rule, Joint) and rule.channels is None:
         return Joint(rule.pixel, rule.state, rule.epsilon, rule.zero_params, (0, inputs))
     return rule
+
+
+def checked_lengths(
+    where: str, lengths: Any, batch: int, steps: int, device: torch.device
+) -> Tensor | None:
+    """Lengths as an integer tensor `[batch]`, or None.
+
+    Raises:
+        InputError: not one integer from 1 to T a sample.
+    """
+    if lengths is None:
+        return None
+    tensor = torch.as_tensor(lengths, device=device)
+    if tensor.is_floating_point() or tensor.dtype is torch.bool or tuple(tensor.shape) != (batch,):
+        raise InputError(
+            f"{where}: lengths is {tensor.dtype} of shape {list(tensor.shape)}; expected one "
+            f"integer a sample, [{batch}]"
+        )
+    low, high = int(tensor.min()), int(tensor.max())
+    if low < 1 or high > steps:
+        raise InputError(
+            f"{where}: lengths run from {low} to {high}; expected 1 to {steps}, the steps of the "
+            "input" + ("; leave out empty sequences" if low < 1 else "")
+        )
+    return tensor.long()

@@ -15,8 +15,7 @@ from relprop.errors import InputError, PlanningError
 from relprop.graph import Node, Ref
 from relprop.layers.base import Parts, Step
 from relprop.layers.recurrent import Call, Parted, Recurrence, States
-from relprop.recurrent.layout import CELLED, Layout, directions_of, recurrent_rule
-from relprop.recurrent.lengths import checked_lengths
+from relprop.recurrent.layout import CELLED, Layout, checked_lengths, directions_of, recurrent_rule
 from relprop.rules import Rule
 
 __all__ = ["Operands", "Relevance"]

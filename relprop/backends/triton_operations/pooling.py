@@ -21,8 +21,8 @@ from relprop.graph import Node
 from relprop.layers import Step
 from relprop.layers.pool import AdaptiveAveragePooling, AveragePooling
 from relprop.layers.resample import Resampling
-from relprop.layers.windows import per_axis
 from relprop.layers.winner import AdaptiveMaxPooling, MaxPooling
+from relprop.maps import per_axis
 from relprop.rules import Norm
 
 __all__ = [

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relprop.bounds import Bound
 from relprop.errors import InputError
 from relprop.kernels.program import Product, Program
 from relprop.kernels.tiling import Choice
 from relprop.maps import LinearMap
+from relprop.rules.bounds import Bound
 
 __all__ = [
     "AdjointCall",

@@ -13,7 +13,7 @@ from typing import Any
 
 from relprop.errors import InputError
 from relprop.rules import AlphaBeta, Joint, LinearRule
-from relprop.terms import Modifier, Term
+from relprop.rules.terms import Modifier, Term
 
 __all__ = ["Product", "Program", "compile_rule"]
 

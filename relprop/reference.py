@@ -14,11 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from relprop.bounds import bound_tensor
 from relprop.errors import InputError
 from relprop.maps import LinearMap
 from relprop.rules import AlphaBeta, Joint, LinearRule
-from relprop.terms import Group, Modifier
+from relprop.rules.bounds import bound_tensor
+from relprop.rules.terms import Group, Modifier
 
 __all__ = [
     "absorbed",

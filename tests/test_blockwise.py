@@ -11,7 +11,7 @@ from torch import Tensor
 from relprop import rules
 from relprop.backends import LinearCall, blockwise, get, products
 from relprop.maps import Dense
-from relprop.terms import Modifier, modified
+from relprop.rules.terms import Modifier, modified
 from tables import RULES, TOLERANCES
 
 ATEN, NAIVE = get("aten"), get("reference")

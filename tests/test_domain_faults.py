@@ -34,7 +34,7 @@ from relprop.maps import Conv
 from relprop.recurrent import aten as recurrent
 from relprop.recurrent import naive, tape
 from relprop.rules import AlphaBeta, Gamma, Group, Term, ZBox
-from relprop.terms import NEGATIVE, OPPOSITE_SIGNS, POSITIVE, SAME_SIGNS
+from relprop.rules.terms import NEGATIVE, OPPOSITE_SIGNS, POSITIVE, SAME_SIGNS
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 Row = tuple[Any, ...]

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from relprop import backends, rules
 from relprop.backends import LinearCall
 from relprop.maps import Dense
-from relprop.terms import NEGATIVE
+from relprop.rules.terms import NEGATIVE
 from tables import RULES
 
 LIKE_ALL = [

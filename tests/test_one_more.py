@@ -20,7 +20,7 @@ from relprop import kernels, rules, spellings
 from relprop.composites import Composite, kinds
 from relprop.functional import linear_relevance
 from relprop.layers import base
-from relprop.terms import IDENTITY, POSITIVE, ZERO
+from relprop.rules.terms import IDENTITY, POSITIVE, ZERO
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ ORACLE = {
 """The oracle's modules."""
 
 DATA = {
-    "relprop.bounds": {"bound_tensor"},
+    "relprop.rules.bounds": {"bound_tensor"},
     "relprop.errors": {"InputError"},
     "relprop.graph": {"Node", "Ref", "map_refs"},
     "relprop.layers": {"Operation", "Parts", "Step"},
@@ -38,7 +38,7 @@ DATA = {
     "relprop.maps": {"Dense", "LinearMap"},
     "relprop.recurrent.layout": {"CELLED", "Direction", "Layout", "candidate_rule"},
     "relprop.rules": {"AlphaBeta", "Joint", "LinearRule", "Norm", "Pass", "Recurrent"},
-    "relprop.terms": {"Group", "Modifier"},
+    "relprop.rules.terms": {"Group", "Modifier"},
 }
 """What the oracle may import: what a model, a layer and a rule are, nothing that computes."""
 

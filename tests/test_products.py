@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from relprop.backends.products import Products
 from relprop.layers.precision import float32_products
 from relprop.maps import Conv
-from relprop.terms import IDENTITY
+from relprop.rules.terms import IDENTITY
 
 
 def test_bfloat16_products_add_the_bias_in_float32() -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from relprop import reference, rules
-from relprop.bounds import Bound, bound_tensor
 from relprop.functional import linear_relevance
 from relprop.maps import Dense
-from relprop.terms import ZERO
+from relprop.rules.bounds import Bound, bound_tensor
+from relprop.rules.terms import ZERO
 
 EVERY_RULE = [
     rules.Epsilon(),

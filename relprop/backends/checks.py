@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from relprop.bounds import bound_tensor
 from relprop.errors import InputError
 from relprop.maps import Conv, LinearMap
 from relprop.rules import Joint, LinearRule, Rule, ZBox
+from relprop.rules.bounds import bound_tensor
 
 __all__ = ["check_rule", "check_tensors", "conv_map"]
 

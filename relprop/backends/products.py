@@ -13,7 +13,7 @@ from relprop.backends import blockwise
 from relprop.backends.onednn import fused_adjoint, rectified_contraction, turned, turns
 from relprop.layers.quotients import new_like
 from relprop.maps import Conv, Dense, LinearMap
-from relprop.terms import IDENTITY, NEGATIVE, POSITIVE, Modifier, modified
+from relprop.rules.terms import IDENTITY, NEGATIVE, POSITIVE, Modifier, modified
 
 __all__ = ["Products"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from relprop.rules import AlphaBeta, LinearRule
-from relprop.terms import IDENTITY, NEGATIVE, POSITIVE, Group, Modifier, Term
+from relprop.rules.terms import IDENTITY, NEGATIVE, POSITIVE, Group, Modifier, Term
 
 __all__ = ["ScaledWeights", "WholeBiasAlphaBeta"]
 

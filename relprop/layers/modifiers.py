@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relprop.bounds import bound_tensor
 from relprop.errors import InputError
 from relprop.maps import LinearMap
 from relprop.rules import Joint, LinearRule
-from relprop.terms import Modifier, modified
+from relprop.rules.bounds import bound_tensor
+from relprop.rules.terms import Modifier, modified
 
 __all__ = ["modify"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from relprop import functional, operators, rules
 from relprop.errors import InputError
-from relprop.terms import IDENTITY
+from relprop.rules.terms import IDENTITY
 
 LOW = torch.tensor([[[-1.0]], [[-2.0]]])
 RULES: list[rules.LinearRule] = [

@@ -11,7 +11,7 @@ from relprop.backends.forms.layer import Layer, Tensors
 from relprop.layers.modifiers import modify
 from relprop.layers.quotients import divide, one_where_zero
 from relprop.rules import Joint, LinearRule
-from relprop.terms import Group, Modifier, Term, modified
+from relprop.rules.terms import Group, Modifier, Term, modified
 
 __all__ = ["GeneralForm"]
 

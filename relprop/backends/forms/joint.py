@@ -13,7 +13,7 @@ from relprop.backends.products import Products
 from relprop.layers.quotients import divide, new_like, one_where_zero
 from relprop.maps import CHANNELS_LAST, is_channels_last
 from relprop.rules import Joint, ZBox
-from relprop.terms import IDENTITY, POSITIVE
+from relprop.rules.terms import IDENTITY, POSITIVE
 
 __all__ = ["JointForm"]
 

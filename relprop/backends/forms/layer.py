@@ -10,7 +10,7 @@ from torch import Tensor
 
 from relprop.backends.products import Products
 from relprop.rules import LinearRule
-from relprop.terms import IDENTITY
+from relprop.rules.terms import IDENTITY
 
 __all__ = ["Layer", "Tensors"]
 

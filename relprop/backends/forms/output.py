@@ -7,7 +7,7 @@ from torch import Tensor
 from relprop.backends.forms.layer import Layer, Tensors
 from relprop.layers.quotients import divide
 from relprop.rules import Epsilon, Gamma
-from relprop.terms import ABSOLUTE, IDENTITY
+from relprop.rules.terms import ABSOLUTE, IDENTITY
 
 __all__ = ["EpsilonForm", "GammaForm"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from relprop.backends.forms.layer import Layer, Tensors
 from relprop.layers.quotients import divide, one_where_zero, quotient
 from relprop.rules import AlphaBeta, LinearRule
-from relprop.terms import NEGATIVE, POSITIVE
+from relprop.rules.terms import NEGATIVE, POSITIVE
 
 __all__ = ["AlphaBetaForm", "RectifiedAlphaBetaForm", "WidenedForm", "ZPlusForm"]
 

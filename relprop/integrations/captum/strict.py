@@ -26,8 +26,8 @@ from relprop.integrations.captum.rules import converted, ruled
 from relprop.integrations.terms import ScaledWeights
 from relprop.modes import check_modes, neutral_modes
 from relprop.record import record
+from relprop.rules.terms import modified
 from relprop.snapshot import untouched
-from relprop.terms import modified
 
 __all__ = ["StrictResult", "layer_rules", "strict_relevance"]
 

@@ -17,7 +17,7 @@ from relprop.layers.base import quotient
 from relprop.layers.modifiers import modify
 from relprop.maps import Dense, LinearMap
 from relprop.rules import LinearRule, ZBox
-from relprop.terms import Group
+from relprop.rules.terms import Group
 
 __all__ = ["LinearModule", "kind_of", "linear_module"]
 

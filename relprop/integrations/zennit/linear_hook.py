@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from zennit.core import Stabilizer
 
 from relprop import rules
-from relprop.bounds import bound_tensor
 from relprop.errors import InputError
 from relprop.integrations.zennit.hook import RuleHook
 from relprop.integrations.zennit.layers import linear_module
 from relprop.layers.base import quotient
+from relprop.rules.bounds import bound_tensor
 
 __all__ = ["AnyModuleHook", "LinearHook", "Stabilizing", "ZeroParams"]
 

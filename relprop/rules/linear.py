@@ -1,17 +1,15 @@
-"""Every propagation rule, once, as data.
-
-A rule for a linear map is a tuple of groups of terms: see `relprop.terms` for what they mean.
-"""
+"""Every rule for linear maps, once, as data: groups of terms, see `relprop.rules.terms`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from relprop.bounds import bound_of, bound_tensor
-from relprop.terms import (
+from relprop.rules.bounds import bound_of, bound_tensor
+from relprop.rules.rule import EPSILON, Rule, check_number, set_values
+from relprop.rules.terms import (
     IDENTITY,
     NEGATIVE,
     ONE,
@@ -30,41 +28,12 @@ __all__ = [
     "Epsilon",
     "Flat",
     "Gamma",
-    "Group",
     "Joint",
     "LinearRule",
-    "Modifier",
-    "Norm",
-    "Pass",
-    "Product",
-    "Recurrent",
-    "Rule",
-    "Term",
     "WSquare",
     "ZBox",
     "ZPlus",
 ]
-
-EPSILON = 1e-6
-"""Default stabilizer of every rule."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Base class of all rules.  Rules are immutable, comparable, hashable and picklable."""
-
-
-def _set(rule: Rule, **values: Any) -> None:
-    for name, value in values.items():
-        object.__setattr__(rule, name, value)
-
-
-def _check_number(rule: Rule, name: str, value: Any, minimum: float) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < minimum:
-        raise ValueError(
-            f"{type(rule).__name__}: {name} is {value!r}; expected a finite number >= {minimum:g}"
-        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +49,7 @@ class LinearRule(Rule):
     zero_params: str | None = None
 
     def __post_init__(self) -> None:
-        _check_number(self, "epsilon", self.epsilon, minimum=0.0)
+        check_number(self, "epsilon", self.epsilon, minimum=0.0)
         if self.zero_params not in (None, "bias"):
             raise ValueError(
                 f"{type(self).__name__}: zero_params is {self.zero_params!r}; "
@@ -147,14 +116,14 @@ class AlphaBeta(LinearRule):
         zero_params: str | None = None,
         conserve: bool = False,
     ) -> None:
-        _set(self, alpha=alpha, beta=beta, epsilon=epsilon)
-        _set(self, zero_params=zero_params, conserve=bool(conserve))
+        set_values(self, alpha=alpha, beta=beta, epsilon=epsilon)
+        set_values(self, zero_params=zero_params, conserve=bool(conserve))
         self.__post_init__()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_number(self, "alpha", self.alpha, minimum=1.0 - 1e-12)
-        _check_number(self, "beta", self.beta, minimum=0.0)
+        check_number(self, "alpha", self.alpha, minimum=1.0 - 1e-12)
+        check_number(self, "beta", self.beta, minimum=0.0)
         if not math.isclose(self.alpha - self.beta, 1.0, rel_tol=0.0, abs_tol=1e-9):
             raise ValueError(
                 f"AlphaBeta: alpha - beta is {self.alpha - self.beta:g} "
@@ -181,12 +150,12 @@ class Gamma(LinearRule):
     def __init__(
         self, gamma: float = 0.25, epsilon: float = EPSILON, zero_params: str | None = None
     ) -> None:
-        _set(self, gamma=gamma, epsilon=epsilon, zero_params=zero_params)
+        set_values(self, gamma=gamma, epsilon=epsilon, zero_params=zero_params)
         self.__post_init__()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_number(self, "gamma", self.gamma, minimum=0.0)
+        check_number(self, "gamma", self.gamma, minimum=0.0)
 
     def terms(self) -> tuple[Group, ...]:
         up = Modifier("plus_positive", self.gamma)
@@ -216,8 +185,8 @@ class ZBox(LinearRule):
     def __init__(
         self, low: Any, high: Any, epsilon: float = EPSILON, zero_params: str | None = None
     ) -> None:
-        _set(self, low=bound_of("ZBox", "low", low), high=bound_of("ZBox", "high", high))
-        _set(self, epsilon=epsilon, zero_params=zero_params)
+        set_values(self, low=bound_of("ZBox", "low", low), high=bound_of("ZBox", "high", high))
+        set_values(self, epsilon=epsilon, zero_params=zero_params)
         self.__post_init__()
 
     def __post_init__(self) -> None:
@@ -289,8 +258,8 @@ class Joint(LinearRule):
                 f"Joint: got pixel={pixel!r}, state={state!r}; expected a ZBox and an AlphaBeta"
             )
         span = None if channels is None else (int(channels[0]), int(channels[1]))
-        _set(self, pixel=pixel, state=state, channels=span)
-        _set(self, epsilon=epsilon, zero_params=zero_params)
+        set_values(self, pixel=pixel, state=state, channels=span)
+        set_values(self, epsilon=epsilon, zero_params=zero_params)
         self.__post_init__()
 
     @property
@@ -308,63 +277,3 @@ class Joint(LinearRule):
             Group((*self.pixel.box_terms("pixel"), *agreeing), scale=self.state.alpha),
             Group(opposing, scale=-self.state.beta),
         )
-
-
-@dataclass(frozen=True)
-class Pass(Rule):
-    """Relevance passes unchanged.  For activations, and wherever input and output are alike."""
-
-
-@dataclass(frozen=True)
-class Norm(Rule):
-    """Epsilon on an operation's own linear map: pooling, resampling, sums.
-
-    Args:
-        epsilon: the stabilizer; None takes the composite's.
-    """
-
-    epsilon: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.epsilon is not None:
-            _check_number(self, "epsilon", self.epsilon, minimum=0.0)
-
-
-@dataclass(frozen=True)
-class Product(Rule):
-    """A product of two tensors that both carry relevance.
-
-    Args:
-        mode: "half" gives each factor half; "left" or "right" gives all to that factor.
-    """
-
-    mode: str = "half"
-    MODES: ClassVar[tuple[str, ...]] = ("half", "left", "right")
-
-    def __post_init__(self) -> None:
-        if self.mode not in self.MODES:
-            raise ValueError(f"Product: mode is {self.mode!r}; expected one of {self.MODES}")
-
-
-@dataclass(frozen=True)
-class Recurrent(Rule):
-    """LSTM, GRU, RNN and their cells.  Arras et al. 2017, 2019.
-
-    Args:
-        gate: "all" (signal takes all), "prop", "abs" or "half".
-        epsilon: the stabilizer.
-        bias_factor: share of bias and stabilizer handed to the inputs, 0 to 1.
-        rule: replaces Epsilon on the candidate's map.
-    """
-
-    gate: str = "all"
-    epsilon: float = EPSILON
-    bias_factor: float = 0.0
-    rule: LinearRule | None = None
-    GATES: ClassVar[tuple[str, ...]] = ("all", "prop", "abs", "half")
-
-    def __post_init__(self) -> None:
-        _check_number(self, "epsilon", self.epsilon, minimum=0.0)
-        _check_number(self, "bias_factor", self.bias_factor, minimum=0.0)
-        if self.gate not in self.GATES:
-            raise ValueError(f"Recurrent: gate is {self.gate!r}; expected one of {self.GATES}")

@@ -1,0 +1,40 @@
+"""What a rule is: every propagation rule once, as data.
+
+Imports `errors` alone.
+"""
+
+from relprop.rules.linear import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Gamma,
+    Joint,
+    LinearRule,
+    WSquare,
+    ZBox,
+    ZPlus,
+)
+from relprop.rules.others import Norm, Pass, Product, Recurrent
+from relprop.rules.rule import EPSILON, Rule
+from relprop.rules.terms import Group, Modifier, Term
+
+__all__ = [
+    "EPSILON",
+    "AlphaBeta",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "Group",
+    "Joint",
+    "LinearRule",
+    "Modifier",
+    "Norm",
+    "Pass",
+    "Product",
+    "Recurrent",
+    "Rule",
+    "Term",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+]

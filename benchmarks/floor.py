@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import once
-from relprop.maps import Conv, LinearMap
+from relprop.graph.maps import Conv, LinearMap
 from relprop.rules import IDENTITY, LinearRule, Modifier  # where older versions have them too
 
 __all__ = ["LinearWork", "LstmWork", "Work", "copy_bandwidth", "products", "seconds_of_bytes"]

@@ -22,7 +22,7 @@ from benchmarks.recording import write_record
 from benchmarks.timing import Timing, interleaved
 from benchmarks.traffic import recorded
 from relprop import kernels, rules
-from relprop.maps import Conv, Dense, LinearMap
+from relprop.graph.maps import Conv, Dense, LinearMap
 
 __all__ = ["LAYERS", "main"]
 

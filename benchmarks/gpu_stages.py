@@ -22,7 +22,7 @@ from benchmarks.recording import write_record
 from benchmarks.timing import once
 from relprop import backends, reference, rules
 from relprop.backends import LinearCall
-from relprop.maps import Conv, Dense, LinearMap
+from relprop.graph.maps import Conv, Dense, LinearMap
 
 __all__ = ["main"]
 

@@ -21,7 +21,7 @@ from benchmarks.peers import backward, zennit_rule
 from benchmarks.timing import in_turn, rotation
 from relprop import backends, reference, rules
 from relprop.backends import LinearCall
-from relprop.maps import Conv, Dense, LinearMap
+from relprop.graph.maps import Conv, Dense, LinearMap
 
 __all__ = ["LAYERS", "RULES", "LayerShape", "cells"]
 

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from relprop.graph.maps import Conv, Dense, LinearMap
 from relprop.kernels.axes import coordinates, lift, lifted_strides, spot
 from relprop.kernels.conv.geometry import axes
 from relprop.kernels.conv.launch import propagate
@@ -21,7 +22,6 @@ from relprop.kernels.layouts import ordered_empty
 from relprop.kernels.operands import AdjointCall, Weight
 from relprop.kernels.program import compile_rule
 from relprop.kernels.runtime import FUSION, interpreted
-from relprop.maps import Conv, Dense, LinearMap
 from relprop.rules import Flat
 
 __all__ = ["flat_relevance"]

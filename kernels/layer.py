@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from relprop.errors import InputError
+from relprop.graph.maps import Conv, Dense, LinearMap
 from relprop.kernels.conv import launch as conv
 from relprop.kernels.dense import launch as dense
 from relprop.kernels.layouts import ordered_empty, quotient_empty
@@ -21,7 +22,6 @@ from relprop.kernels.pointwise import quotients
 from relprop.kernels.program import Program, compile_rule
 from relprop.kernels.tiling import Choice
 from relprop.kernels.weights import prepare_weights
-from relprop.maps import Conv, Dense, LinearMap
 from relprop.rules import Epsilon, LinearRule
 
 __all__ = ["Contraction", "adjoint", "below", "contraction", "quotient"]

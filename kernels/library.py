@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from relprop.graph.maps import Conv
 from relprop.kernels.constants import epilogue_constants, operand_type
 from relprop.kernels.epilogues import finish_adjoint, finish_contraction
 from relprop.kernels.layouts import flat, inner_of, order_of
@@ -24,7 +25,6 @@ from relprop.kernels.pointwise import grid_of
 from relprop.kernels.program import Product
 from relprop.kernels.runtime import FUSION
 from relprop.layers.precision import float32_products
-from relprop.maps import Conv
 
 __all__ = ["adjoint", "contraction"]
 

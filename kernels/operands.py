@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from relprop.errors import InputError
+from relprop.graph.maps import LinearMap
 from relprop.kernels.program import Product, Program
 from relprop.kernels.tiling import Choice
-from relprop.maps import LinearMap
 from relprop.rules.bounds import Bound
 
 __all__ = [

@@ -15,10 +15,10 @@ from relprop.call import Call
 from relprop.capture import capture_by_export, free_time
 from relprop.errors import CaptureError, InputError
 from relprop.graph import CAPTURE_LOCK, Graph
+from relprop.graph.canonical import canonical
 from relprop.modelstate import ModelState, all_settings
 from relprop.modes import check_modes, neutral_modes
 from relprop.record import record
-from relprop.rewrite import canonical
 from relprop.snapshot import hooks_disabled, untouched
 from relprop.verification import difference, run_model
 

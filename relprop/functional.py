@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from relprop import operators
-from relprop.backends.checks import check_rule, check_tensors, conv_map
 from relprop.errors import InputError
-from relprop.maps import Dense, LinearMap
+from relprop.graph.checks import check_rule, check_tensors, conv_map
+from relprop.graph.maps import Dense, LinearMap
 from relprop.recurrent.operands import Operands, Relevance
 from relprop.rules import LinearRule, Pass, Recurrent, Rule
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from relprop.analysis import Facts, leading_to
 from relprop.errors import InputError
-from relprop.evaluate import located, source_values
 from relprop.graph import Graph, Node
+from relprop.graph.evaluate import located, source_values
 from relprop.methods import GradientMethod
 from relprop.tables import table
 

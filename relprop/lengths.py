@@ -14,8 +14,8 @@ from torch import nn
 from relprop.call import Call
 from relprop.errors import InputError
 from relprop.explanation import Explanation
+from relprop.graph.recurrent import checked_lengths
 from relprop.grouping import Explain, explain_group, joined
-from relprop.recurrent.layout import checked_lengths
 from relprop.timeaxis import time_axes
 
 __all__ = ["explain_by_length"]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from relprop import backends
 from relprop.errors import InputError
-from relprop.maps import Conv, Dense, LinearMap
+from relprop.graph.maps import Conv, Dense, LinearMap
 from relprop.modes import neutral_modes
 from relprop.rules import LinearRule, Rule
 

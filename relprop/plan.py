@@ -12,10 +12,10 @@ from relprop.binding import Binder, rule_text
 from relprop.composites import Composite, LayerInfo
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
+from relprop.graph.maps import Conv
 from relprop.inplace import rectify
 from relprop.layers import Step, operation
 from relprop.layers.protocol import Backend, Fusing
-from relprop.maps import Conv
 from relprop.tables import table
 
 __all__ = ["Plan", "unsupported"]

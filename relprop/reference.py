@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from relprop.errors import InputError
-from relprop.maps import LinearMap
+from relprop.graph.maps import LinearMap
 from relprop.rules import AlphaBeta, Joint, LinearRule
 from relprop.rules.bounds import bound_tensor
 from relprop.rules.terms import Group, Modifier

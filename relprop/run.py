@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from relprop.binding import rule_text
 from relprop.conservation import StepRecord
 from relprop.errors import RelpropError, is_out_of_memory
-from relprop.evaluate import located, source_values
 from relprop.graph import Graph, Node
+from relprop.graph.evaluate import located, source_values
 from relprop.layers import Parts, Step
 from relprop.layers.joined import joined
 from relprop.layers.protocol import Backend

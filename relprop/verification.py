@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from relprop.call import Call
 from relprop.errors import ModelError
-from relprop.evaluate import evaluate
 from relprop.graph import Graph
+from relprop.graph.evaluate import evaluate
 
 __all__ = ["difference", "run_model"]
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from relprop import backends, rules, run
 from relprop.composites import Composite
+from relprop.graph.canonical import canonical
 from relprop.modes import neutral_modes
 from relprop.plan import Plan
 from relprop.record import record
-from relprop.rewrite import canonical
 
 
 class Function(nn.Module):

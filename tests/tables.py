@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from relprop import rules
-from relprop.maps import Conv, Dense, LinearMap
+from relprop.graph.maps import Conv, Dense, LinearMap
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-4}
 """What a result in one type may differ by from the reference in float64."""

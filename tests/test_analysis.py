@@ -12,9 +12,9 @@ from torch import Tensor
 from plans import Function, recorded
 from relprop.analysis import analyse
 from relprop.errors import PlanningError
+from relprop.graph.canonical import canonical
 from relprop.modes import neutral_modes
 from relprop.record import record
-from relprop.rewrite import canonical
 
 
 def _smaller(x: Tensor, mode: str) -> Tensor:

@@ -23,7 +23,7 @@ from benchmarks.needed import work as work_of
 from benchmarks.subjects import Subject
 from benchmarks.timing import Timing, in_turn, interleaved, once, peak_bytes, rotation
 from relprop import rules
-from relprop.maps import Conv, Dense
+from relprop.graph.maps import Conv, Dense
 
 SMALL = LayerShape("small", (6, 10), 9, 3)
 PIXELS = LayerShape("pixels", (3, 10), 9, 3, 2, pixels=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from relprop import rules
 from relprop.backends import LinearCall, blockwise, get, products
-from relprop.maps import Dense
+from relprop.graph.maps import Dense
 from relprop.rules.terms import Modifier, modified
 from tables import RULES, TOLERANCES
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from relprop import backends, rules
 from relprop.backends import LinearCall
-from relprop.maps import Dense
+from relprop.graph.maps import Dense
 from relprop.rules.terms import NEGATIVE
 from tables import RULES
 

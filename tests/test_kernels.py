@@ -13,7 +13,7 @@ import torch
 from relprop import backends, rules
 from relprop.backends import LinearCall
 from relprop.errors import InputError
-from relprop.maps import Dense
+from relprop.graph.maps import Dense
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 import relprop
 from plans import Function, passed, recorded
 from relprop.composites import Composite
+from relprop.graph.maps import per_axis
 from relprop.layers.base import quotient, unbroadcast
-from relprop.maps import per_axis
 
 
 def test_quotients() -> None:

@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import relprop
 from relprop import backends, methods, run
 from relprop import captured as captured_module
-from relprop.evaluate import source_values
 from relprop.graph import CAPTURE_LOCK
+from relprop.graph.evaluate import source_values
 
 OPTIONS = {"epsilon_gamma_box": {"low": -3, "high": 3}, "deep_taylor": {"low": -3, "high": 3}}
 NAMES = [*methods.names()[:-1], "lrp_alpha2_beta1"]

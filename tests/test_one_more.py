@@ -16,9 +16,10 @@ from torch.testing import assert_close
 
 import relprop
 from plans import Function, passed, recorded
-from relprop import kernels, rules, spellings
+from relprop import kernels, rules
 from relprop.composites import Composite, kinds
 from relprop.functional import linear_relevance
+from relprop.graph import spellings
 from relprop.layers import base
 from relprop.rules.terms import IDENTITY, POSITIVE, ZERO
 

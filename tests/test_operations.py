@@ -23,11 +23,11 @@ from relprop.capture import capture_by_export
 from relprop.composites import Composite
 from relprop.errors import PlanningError
 from relprop.graph import Graph
+from relprop.graph.canonical import canonical
 from relprop.layers import registered
 from relprop.modes import neutral_modes
 from relprop.plan import Plan
 from relprop.record import record
-from relprop.rewrite import canonical
 
 aten = torch.ops.aten
 

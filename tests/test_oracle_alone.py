@@ -14,7 +14,7 @@ import relprop
 from relprop import backends, reference, rules
 from relprop.composites import Composite
 from relprop.functional import rnn_relevance
-from relprop.maps import Dense
+from relprop.graph.maps import Dense
 
 ROOT = Path(relprop.__file__).parent
 
@@ -35,8 +35,8 @@ DATA = {
     "relprop.layers.base": {"run_by"},
     "relprop.layers.protocol": {"LinearCall"},
     "relprop.layers.recurrent": {"Recurrence"},
-    "relprop.maps": {"Dense", "LinearMap"},
-    "relprop.recurrent.layout": {"CELLED", "Direction", "Layout", "candidate_rule"},
+    "relprop.graph.maps": {"Dense", "LinearMap"},
+    "relprop.graph.recurrent": {"CELLED", "Direction", "Layout", "candidate_rule"},
     "relprop.rules": {"AlphaBeta", "Joint", "LinearRule", "Norm", "Pass", "Recurrent"},
     "relprop.rules.terms": {"Group", "Modifier"},
 }

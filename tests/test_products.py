@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from relprop.backends.products import Products
+from relprop.graph.maps import Conv
 from relprop.layers.precision import float32_products
-from relprop.maps import Conv
 from relprop.rules.terms import IDENTITY
 
 

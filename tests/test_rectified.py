@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relprop import rules
 from relprop.backends import LinearCall, get, onednn, products
-from relprop.maps import Conv, LinearMap
+from relprop.graph.maps import Conv, LinearMap
 from tables import LAYERS, RULES, TOLERANCES, Layer
 
 ATEN, NAIVE = get("aten"), get("reference")

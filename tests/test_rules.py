@@ -11,7 +11,7 @@ import torch
 
 from relprop import reference, rules
 from relprop.functional import linear_relevance
-from relprop.maps import Dense
+from relprop.graph.maps import Dense
 from relprop.rules.bounds import Bound, bound_tensor
 from relprop.rules.terms import ZERO
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from relprop import rules
-from relprop.maps import Conv, Dense, LinearMap
+from relprop.graph.maps import Conv, Dense, LinearMap
 
 __all__ = ["cases", "label"]
 

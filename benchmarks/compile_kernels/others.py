@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.compile_kernels.layers import label
 from relprop import rules
-from relprop.maps import Conv, Dense, LinearMap
+from relprop.graph.maps import Conv, Dense, LinearMap
 
 __all__ = ["cases"]
 

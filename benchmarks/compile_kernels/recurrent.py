@@ -36,8 +36,8 @@ def _layers() -> Iterator[tuple[str, int, str, str, int, torch.dtype, str]]:
 
 def _build(kind: str, hidden: int, dtype: torch.dtype, precision: str) -> None:
     """16 steps stand for any number that 16 divides; a launch a step compiles once."""
+    from relprop.graph.recurrent import GATES
     from relprop.kernels.recurrent.launch import recurrent_forward, recurrent_relevance
-    from relprop.recurrent.layout import GATES
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")

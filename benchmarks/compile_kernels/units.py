@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from relprop import rules
-from relprop.maps import Conv, Dense, LinearMap
+from relprop.graph.maps import Conv, Dense, LinearMap
 
 __all__ = ["cases"]
 
@@ -77,8 +77,8 @@ def _layer(linear_map: LinearMap, rule: rules.LinearRule, tile: str | None = Non
 
 def _recurrent(kind: str) -> None:
     """Both passes of a recurrent layer."""
+    from relprop.graph.recurrent import CELLED, GATES
     from relprop.kernels.recurrent.launch import recurrent_forward, recurrent_relevance
-    from relprop.recurrent.layout import CELLED, GATES
 
     weight = torch.empty((1, GATES[kind], 1), device="meta")
     bias, state = weight[..., 0], _ones(3)

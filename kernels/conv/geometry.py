@@ -9,9 +9,9 @@ from math import gcd, prod
 import triton
 from torch import Tensor
 
+from relprop.graph.maps import Conv
 from relprop.kernels.axes import lift
 from relprop.kernels.tiling import Tile
-from relprop.maps import Conv
 
 __all__ = ["Geometry", "axes", "geometry_of"]
 

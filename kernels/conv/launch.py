@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from relprop.graph.maps import Conv
 from relprop.kernels import library
 from relprop.kernels.axes import Strides, lifted_strides, part_strides
 from relprop.kernels.constants import (
@@ -21,13 +22,12 @@ from relprop.kernels.conv.geometry import Geometry, axes, geometry_of
 from relprop.kernels.operands import AdjointCall, ContractionCall, LeftBox, Pass, lower_numbers
 from relprop.kernels.tiling import Demand, Tile, direct_tile
 from relprop.kernels.tuning import launch
-from relprop.maps import Conv
 
 __all__ = ["contract", "propagate"]
 
 
 def contract(call: ContractionCall) -> None:
-    """Launch `conv_contraction` for a `relprop.maps.Conv`; z and y share one layout."""
+    """Launch `conv_contraction` for a `relprop.graph.maps.Conv`; z and y share one layout."""
     conv, program, a = call.map, call.program, call.a
     assert isinstance(conv, Conv)
     target = call.z

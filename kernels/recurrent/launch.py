@@ -14,6 +14,8 @@ import triton
 from torch import Tensor
 
 from relprop.errors import InputError
+from relprop.graph.maps import Dense
+from relprop.graph.recurrent import CELLED, GATES
 from relprop.kernels.constants import operand_type
 from relprop.kernels.layer import Contraction, adjoint, contraction
 from relprop.kernels.program import compile_rule
@@ -31,8 +33,6 @@ from relprop.kernels.recurrent.operands import (
 from relprop.kernels.recurrent.relevance import relevance_scan, relevance_step
 from relprop.kernels.runtime import FUSION
 from relprop.kernels.weights import prepare_weights
-from relprop.maps import Dense
-from relprop.recurrent.layout import CELLED, GATES
 from relprop.rules import Epsilon
 
 __all__ = ["Recurrence", "recurrent_forward", "recurrent_relevance"]

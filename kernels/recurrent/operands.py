@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 from torch import Tensor
 
+from relprop.graph.recurrent import GATES
 from relprop.kernels.recurrent.forms import Form, torch_type
-from relprop.recurrent.layout import GATES
 
 __all__ = [
     "biases_of",

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from relprop.backends.forms import Form, Layer, form_of
 from relprop.backends.products import Products
+from relprop.graph.maps import Dense
 from relprop.layers.precision import effective_precision, float32_products
 from relprop.layers.protocol import LinearCall
-from relprop.maps import Dense
 
 __all__ = ["AtenLinear"]
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from relprop.maps import CHANNELS_LAST, Conv
+from relprop.graph.maps import CHANNELS_LAST, Conv
 
 __all__ = ["fused_adjoint", "rectified_contraction", "turned", "turns"]
 

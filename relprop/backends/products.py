@@ -11,8 +11,8 @@ from torch import Tensor
 
 from relprop.backends import blockwise
 from relprop.backends.onednn import fused_adjoint, rectified_contraction, turned, turns
+from relprop.graph.maps import Conv, Dense, LinearMap
 from relprop.layers.quotients import new_like
-from relprop.maps import Conv, Dense, LinearMap
 from relprop.rules.terms import IDENTITY, NEGATIVE, POSITIVE, Modifier, modified
 
 __all__ = ["Products"]

@@ -19,12 +19,12 @@ from relprop.backends.triton_operations import OPERATIONS, check_operands
 from relprop.backends.triton_operations.recurrent import TritonRecurrence, check_rule
 from relprop.errors import InputError
 from relprop.graph import Graph
+from relprop.graph.maps import Conv, Diagonal, LinearMap
 from relprop.layers import Operation, Step
 from relprop.layers.base import refuse, run_by
 from relprop.layers.joined import Joined, Quotients
 from relprop.layers.protocol import LinearCall
 from relprop.layers.recurrent import Recurrence
-from relprop.maps import Conv, Diagonal, LinearMap
 from relprop.rules import Flat, ZBox
 
 __all__ = ["TritonBackend"]

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Graph
+from relprop.graph.maps import Diagonal, LinearMap
 from relprop.layers import Operation, Step
 from relprop.layers.joined import Below
 from relprop.layers.pointwise import Activation
 from relprop.layers.protocol import LinearCall
-from relprop.maps import Diagonal, LinearMap
 from relprop.rules import Flat, LinearRule, Pass
 
 if TYPE_CHECKING:

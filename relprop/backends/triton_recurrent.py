@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from relprop.backends.triton_operations.operands import check_operands
+from relprop.graph.recurrent import Direction, Layout
 from relprop.layers.recurrent import Parted, States
-from relprop.recurrent.layout import Direction, Layout
 from relprop.rules import Recurrent
 
 if TYPE_CHECKING:

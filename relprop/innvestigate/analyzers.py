@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from relprop.call import Call
 from relprop.errors import InputError
-from relprop.evaluate import evaluate
 from relprop.explainer import Explainer
+from relprop.graph.evaluate import evaluate
 from relprop.modes import neutral_modes
 from relprop.unwrap import unwrap
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relprop.errors import PlanningError
 from relprop.graph import Node
-from relprop.maps import CHANNELS_LAST, is_channels_last
+from relprop.graph.maps import CHANNELS_LAST, is_channels_last
 from relprop.rules import Rule
 
 __all__ = [

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node, map_refs
+from relprop.graph.recurrent import Layout, directions_of
 from relprop.layers.base import Operation, Parts, Step, register
 from relprop.layers.recurrent import Call, GruLayer, Recurrence, RecurrentLayer, States
-from relprop.recurrent.layout import Layout, directions_of
 
 __all__ = ["PackedLayer", "Packing", "Unpacking"]
 

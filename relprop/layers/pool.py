@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node
+from relprop.graph.maps import per_axis
 from relprop.layers.base import (
     Operation,
     Step,
@@ -19,7 +20,6 @@ from relprop.layers.base import (
     register,
     wide,
 )
-from relprop.maps import per_axis
 from relprop.rules import Norm, Rule
 
 __all__ = [

@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from relprop.graph import Graph
+from relprop.graph.maps import LinearMap
 from relprop.layers.base import Operation, Step
-from relprop.maps import LinearMap
 from relprop.rules import LinearRule
 
 __all__ = ["PRECISIONS", "Backend", "Fusing", "LinearCall"]

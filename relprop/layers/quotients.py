@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from relprop.maps import CHANNELS_LAST, is_channels_last
+from relprop.graph.maps import CHANNELS_LAST, is_channels_last
 
 __all__ = [
     "divide",

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from relprop.graph import Node, Ref, map_refs
+from relprop.graph.recurrent import GRU_ONLY, Direction, Layout, directions_of, suits
 from relprop.layers.base import Operation, Parts, Step, register
-from relprop.recurrent.layout import GRU_ONLY, Direction, Layout, directions_of, suits
 from relprop.rules import Recurrent, Rule
 
 __all__ = ["Call", "Item", "Recurrence", "RecurrentCell", "RecurrentLayer", "RecurrentRun"]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node
+from relprop.graph.maps import per_axis
 from relprop.layers.base import Operation, Step, laid_out, register
 from relprop.layers.pool import stacked, window
-from relprop.maps import per_axis
 
 __all__ = ["AdaptiveMaxPooling", "MaxPooling", "Maximum"]
 

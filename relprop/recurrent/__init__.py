@@ -4,6 +4,6 @@
 takes all, `steps` for every other option.
 """
 
-from relprop.recurrent.layout import Direction, Layout, directions_of, recurrent_rule
+from relprop.graph.recurrent import Direction, Layout, directions_of, recurrent_rule
 
 __all__ = ["Direction", "Layout", "directions_of", "recurrent_rule"]

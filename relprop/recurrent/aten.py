@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.graph.recurrent import Direction, Layout
 from relprop.layers.base import Step, quotient
 from relprop.layers.precision import float32_products
 from relprop.layers.recurrent import Call, Parted, RecurrentRun, States
 from relprop.recurrent.fused import fused_scan
-from relprop.recurrent.layout import Direction, Layout
 from relprop.recurrent.reduced import Inflow, Outflow, Scan, at_last, reduced_relevance, scan_of
 from relprop.recurrent.steps import stepwise_relevance
 from relprop.recurrent.tape import Tape, run

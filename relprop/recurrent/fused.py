@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from relprop.graph.recurrent import Direction
 from relprop.layers.quotients import stabilized
-from relprop.recurrent.layout import Direction
 from relprop.recurrent.reduced import Scan
 
 __all__ = ["fused_scan"]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from relprop import reference
-from relprop.maps import Dense
-from relprop.recurrent.layout import CELLED, Direction, Layout, candidate_rule
+from relprop.graph.maps import Dense
+from relprop.graph.recurrent import CELLED, Direction, Layout, candidate_rule
 from relprop.rules import Recurrent
 
 __all__ = ["naive_forward", "naive_relevance"]

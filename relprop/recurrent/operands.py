@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from relprop.backends import get
-from relprop.backends.checks import check_tensors
 from relprop.errors import InputError, PlanningError
 from relprop.graph import Node, Ref
+from relprop.graph.checks import check_tensors
+from relprop.graph.recurrent import CELLED, Layout, checked_lengths, directions_of, recurrent_rule
 from relprop.layers.base import Parts, Step
 from relprop.layers.recurrent import Call, Parted, Recurrence, States
-from relprop.recurrent.layout import CELLED, Layout, checked_lengths, directions_of, recurrent_rule
 from relprop.rules import Rule
 
 __all__ = ["Operands", "Relevance"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from relprop.recurrent.layout import Direction, Layout
+from relprop.graph.recurrent import Direction, Layout
 from relprop.recurrent.naive import naive_relevance
 from relprop.rules import Recurrent
 

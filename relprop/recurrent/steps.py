@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from relprop.backends.aten_linear import AtenLinear
+from relprop.graph.maps import Dense
+from relprop.graph.recurrent import candidate_rule
 from relprop.layers.base import quotient
 from relprop.layers.protocol import LinearCall
 from relprop.layers.quotients import flush_tiny_
-from relprop.maps import Dense
-from relprop.recurrent.layout import candidate_rule
 from relprop.recurrent.reduced import Inflow, Outflow, _join
 from relprop.recurrent.tape import Tape
 from relprop.rules import Recurrent

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relprop.recurrent.layout import CELLED, GATES, Direction
+from relprop.graph.recurrent import CELLED, GATES, Direction
 
 __all__ = ["Tape", "run"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from relprop import kernels, reference
-from relprop.maps import LinearMap
+from relprop.graph.maps import LinearMap
 from relprop.reference import modify
 from relprop.rules import LinearRule
 from tables import KERNELS_LAYERS, Layer

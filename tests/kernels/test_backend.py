@@ -12,7 +12,7 @@ import relprop
 from relprop import backends, rules
 from relprop.backends import LinearCall
 from relprop.errors import InputError
-from relprop.maps import Conv, Dense
+from relprop.graph.maps import Conv, Dense
 
 CONV = Conv((1, 1), ((1, 1), (1, 1)), (1, 1))
 

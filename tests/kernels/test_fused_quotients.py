@@ -7,7 +7,7 @@ import torch
 from layer_support import guarded, name
 
 from relprop import kernels
-from relprop.maps import Conv, Dense
+from relprop.graph.maps import Conv, Dense
 from relprop.rules import AlphaBeta, Epsilon, Gamma, Joint, LinearRule, WSquare, ZBox, ZPlus
 from tables import pads
 

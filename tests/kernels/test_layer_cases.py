@@ -8,7 +8,7 @@ from layer_support import KINDS, LAYERS, check, guarded, name
 
 from relprop import kernels, reference
 from relprop.errors import InputError
-from relprop.maps import Conv, Dense
+from relprop.graph.maps import Conv, Dense
 from relprop.rules import (
     AlphaBeta,
     Epsilon,

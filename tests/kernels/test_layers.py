@@ -7,7 +7,7 @@ import torch
 from layer_support import DTYPES, KINDS, LAYERS, LAYOUTS, check, check_all, name, tolerance
 
 from relprop import kernels, reference
-from relprop.maps import Conv, Dense, LinearMap
+from relprop.graph.maps import Conv, Dense, LinearMap
 from relprop.rules import AlphaBeta, Epsilon, Gamma, Joint, LinearRule, ZPlus
 from tables import KERNELS_RULES as RULES
 from tables import Layer, pads

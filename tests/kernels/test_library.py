@@ -9,7 +9,7 @@ import torch
 from layer_support import LAYERS, check, name
 
 from relprop import kernels
-from relprop.maps import Conv, Dense
+from relprop.graph.maps import Conv, Dense
 from relprop.rules import AlphaBeta, Epsilon, Gamma, LinearRule, ZPlus
 from tables import Layer, pads
 

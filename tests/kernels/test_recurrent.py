@@ -11,10 +11,10 @@ from layer_support import inside_nan
 from torch import Tensor
 
 from relprop.errors import InputError
+from relprop.graph.recurrent import GATES, Direction, Layout
 from relprop.kernels import interpreted
 from relprop.kernels.recurrent.forms import Form
 from relprop.kernels.recurrent.launch import recurrent_forward, recurrent_relevance
-from relprop.recurrent.layout import GATES, Direction, Layout
 from relprop.recurrent.naive import naive_forward
 from relprop.recurrent.oracle import relevance_of_samples
 from relprop.rules import Recurrent

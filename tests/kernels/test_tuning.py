@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from relprop import kernels
-from relprop.maps import Dense
+from relprop.graph.maps import Dense
 from relprop.rules import AlphaBeta
 
 

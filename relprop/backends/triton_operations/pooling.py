@@ -18,11 +18,11 @@ from relprop.backends.triton_operations.operands import (
     shaped,
 )
 from relprop.graph import Node
+from relprop.graph.maps import per_axis
 from relprop.layers import Step
 from relprop.layers.pool import AdaptiveAveragePooling, AveragePooling
 from relprop.layers.resample import Resampling
 from relprop.layers.winner import AdaptiveMaxPooling, MaxPooling
-from relprop.maps import per_axis
 from relprop.rules import Norm
 
 __all__ = [

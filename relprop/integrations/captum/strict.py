@@ -19,8 +19,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from relprop.errors import PlanningError
-from relprop.evaluate import located, source_values
 from relprop.graph import CAPTURE_LOCK, Graph, Node
+from relprop.graph.evaluate import located, source_values
 from relprop.integrations import peer
 from relprop.integrations.captum.rules import converted, ruled
 from relprop.integrations.terms import ScaledWeights

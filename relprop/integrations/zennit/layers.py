@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relprop import backends
-from relprop.backends.checks import conv_map
+from relprop.graph.checks import conv_map
+from relprop.graph.maps import Dense, LinearMap
 from relprop.layers.base import quotient
 from relprop.layers.modifiers import modify
-from relprop.maps import Dense, LinearMap
 from relprop.rules import LinearRule, ZBox
 from relprop.rules.terms import Group
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from relprop.errors import InputError
-from relprop.maps import Conv, LinearMap
+from relprop.graph.maps import Conv, LinearMap
 from relprop.rules import Joint, LinearRule, Rule, ZBox
 from relprop.rules.bounds import bound_tensor
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from relprop.graph import Graph, Node, Ref
+from relprop.graph.nodes import Graph, Node, Ref
 
 __all__ = ["respell"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from relprop.errors import PlanningError
-from relprop.fold import fold_batch_norms, fold_padding
-from relprop.graph import Graph, Node, Ref
-from relprop.linearised import BATCH_NORMS, as_linear_maps
-from relprop.spellings import respell
+from relprop.graph.folding import fold_batch_norms, fold_padding
+from relprop.graph.linear_maps import BATCH_NORMS, as_linear_maps
+from relprop.graph.nodes import Graph, Node, Ref
+from relprop.graph.spellings import respell
 
 __all__ = ["canonical"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from relprop.errors import InputError, is_out_of_memory
-from relprop.graph import CAPTURE_LOCK, Graph, Node
+from relprop.graph.nodes import CAPTURE_LOCK, Graph, Node
 
 __all__ = ["evaluate", "located", "source_values"]
 

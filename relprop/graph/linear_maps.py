@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from relprop.errors import PlanningError
-from relprop.graph import Graph, Node, Ref
-from relprop.maps import Conv, Dense, Diagonal, LinearMap
+from relprop.graph.maps import Conv, Dense, Diagonal, LinearMap
+from relprop.graph.nodes import Graph, Node, Ref
 
 __all__ = ["BATCH_NORMS", "as_linear_maps"]
 

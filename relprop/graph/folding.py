@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.graph import Graph, Node, Ref
-from relprop.maps import Conv, Dense, Diagonal, LinearMap
+from relprop.graph.maps import Conv, Dense, Diagonal, LinearMap
+from relprop.graph.nodes import Graph, Node, Ref
 
 __all__ = ["fold_batch_norms", "fold_padding"]
 

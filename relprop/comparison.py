@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from relprop.call import Call
+from relprop.capture.call import Call
+from relprop.capture.modes import neutral_modes
 from relprop.errors import InputError, is_out_of_memory
 from relprop.explainer import Explainer
 from relprop.explanation import Explanation
-from relprop.modes import neutral_modes
 from relprop.shared_forward import SharedForward
 
 __all__ = ["Comparison"]

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from relprop import backends, gradients, methods, run
-from relprop.call import Call
+from relprop.capture.call import Call
+from relprop.capture.modes import neutral_modes
+from relprop.capture.unwrap import unwrap
 from relprop.conservation import StepRecord
 from relprop.errors import InputError, PlanningError
 from relprop.explanation import Explanation
@@ -19,12 +21,10 @@ from relprop.graph import Graph
 from relprop.grouping import explain_within_memory
 from relprop.inputs import NAN_POLICIES, check_inputs
 from relprop.lengths import explain_by_length
-from relprop.modes import neutral_modes
 from relprop.planner import AnyPlan, Planner
 from relprop.selection import Starting, explained_inputs, explained_labels, layer_value
 from relprop.shared_forward import SharedForward
 from relprop.targets import squeeze_targets, start_sums
-from relprop.unwrap import unwrap
 
 __all__ = ["Explainer", "explain"]
 

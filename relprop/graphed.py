@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from relprop import run
-from relprop.call import Call
+from relprop.capture.call import Call
+from relprop.capture.modes import neutral_modes
 from relprop.errors import InputError
 from relprop.inputs import check_inputs
-from relprop.modes import neutral_modes
 from relprop.plan import Plan
 from relprop.planner import Planner
 from relprop.targets import resolve_target, seed, squeeze_targets

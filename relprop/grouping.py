@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relprop.call import Call
+from relprop.capture.call import Call
 from relprop.conservation import StepRecord
 from relprop.errors import is_out_of_memory
 from relprop.explanation import Explanation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relprop.call import Call
+from relprop.capture.call import Call
 from relprop.errors import InputError
 
 __all__ = ["NAN_POLICIES", "check_finite", "check_inputs"]

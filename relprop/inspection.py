@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from relprop._version import __version__
 from relprop.analysis import analyse
-from relprop.call import Call
-from relprop.captured import captured
+from relprop.capture.cache import captured
+from relprop.capture.call import Call
+from relprop.capture.unwrap import unwrap
 from relprop.errors import InputError
 from relprop.layers import operation
 from relprop.plan import unsupported
 from relprop.tables import aligned, table
-from relprop.unwrap import unwrap
 
 __all__ = ["Check", "check", "info", "installed"]
 

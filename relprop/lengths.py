@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from relprop.call import Call
+from relprop.capture.call import Call
+from relprop.capture.time import time_axes
 from relprop.errors import InputError
 from relprop.explanation import Explanation
 from relprop.graph.recurrent import checked_lengths
 from relprop.grouping import Explain, explain_group, joined
-from relprop.timeaxis import time_axes
 
 __all__ = ["explain_by_length"]
 

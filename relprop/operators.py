@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from relprop import backends
+from relprop.capture.modes import neutral_modes
 from relprop.errors import InputError
 from relprop.graph.maps import Conv, Dense, LinearMap
-from relprop.modes import neutral_modes
 from relprop.rules import LinearRule, Rule
 
 __all__ = ["conv_relevance", "key_of", "layer_relevance", "linear_relevance", "result_type"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from relprop import backends
-from relprop.call import Call
-from relprop.captured import KEPT, captured
+from relprop.capture.cache import KEPT, captured
+from relprop.capture.call import Call
 from relprop.gradients import GradientPlan
 from relprop.graph import Graph
 from relprop.methods import GradientMethod, Method, PropagationMethod

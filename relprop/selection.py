@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from relprop.call import Call
+from relprop.capture.call import Call
 from relprop.errors import InputError
 from relprop.gradients import GradientPlan
 from relprop.graph import Graph, Ref, refs_of

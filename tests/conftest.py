@@ -11,7 +11,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from relprop.call import Call
+    from relprop.capture.call import Call
 
 sys.path.insert(0, str(Path(__file__).parent))  # for modules that tests share
 
@@ -53,7 +53,7 @@ def _seed() -> None:
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The class of each model that is captured, in order; empty at first."""
-    from relprop import captured
+    from relprop.capture import cache as captured
 
     done: list[str] = []
     original = captured._capture

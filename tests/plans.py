@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from relprop import backends, rules, run
+from relprop.capture.modes import neutral_modes
+from relprop.capture.record import record
 from relprop.composites import Composite
 from relprop.graph.canonical import canonical
-from relprop.modes import neutral_modes
 from relprop.plan import Plan
-from relprop.record import record
 
 
 class Function(nn.Module):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from plans import Function, recorded
 from relprop.analysis import analyse
+from relprop.capture.modes import neutral_modes
+from relprop.capture.record import record
 from relprop.errors import PlanningError
 from relprop.graph.canonical import canonical
-from relprop.modes import neutral_modes
-from relprop.record import record
 
 
 def _smaller(x: Tensor, mode: str) -> Tensor:

@@ -180,7 +180,7 @@ def test_one_plan_for_all_calls(batch: Any) -> None:
     x, y = batch
     net = _net()
     with (
-        mock.patch("relprop.captured.capture_by_export", wraps=_capture()) as captures,
+        mock.patch("relprop.capture.cache.capture_by_export", wraps=_capture()) as captures,
         mock.patch.object(Plan, "make", wraps=Plan.make) as plans,
     ):
         for call in range(200):
@@ -193,7 +193,7 @@ def test_one_plan_for_all_calls(batch: Any) -> None:
 
 
 def _capture() -> Any:
-    from relprop.capture import capture_by_export
+    from relprop.capture.export import capture_by_export
 
     return capture_by_export
 

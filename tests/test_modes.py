@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import relprop
 from relprop import backends, methods, run
-from relprop import captured as captured_module
+from relprop.capture import cache as captured_module
 from relprop.graph import CAPTURE_LOCK
 from relprop.graph.evaluate import source_values
 

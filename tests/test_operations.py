@@ -19,15 +19,15 @@ from torch.testing import assert_close
 
 import relprop
 from relprop import backends, rules, run
-from relprop.capture import capture_by_export
+from relprop.capture.export import capture_by_export
+from relprop.capture.modes import neutral_modes
+from relprop.capture.record import record
 from relprop.composites import Composite
 from relprop.errors import PlanningError
 from relprop.graph import Graph
 from relprop.graph.canonical import canonical
 from relprop.layers import registered
-from relprop.modes import neutral_modes
 from relprop.plan import Plan
-from relprop.record import record
 
 aten = torch.ops.aten
 

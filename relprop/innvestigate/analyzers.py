@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relprop.call import Call
+from relprop.capture.call import Call
+from relprop.capture.modes import neutral_modes
+from relprop.capture.unwrap import unwrap
 from relprop.errors import InputError
 from relprop.explainer import Explainer
 from relprop.graph.evaluate import evaluate
-from relprop.modes import neutral_modes
-from relprop.unwrap import unwrap
 
 __all__ = ["Analyzer", "Gradients", "Propagation", "Sampled"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.traffic import Launch, recorded
 from relprop import backends, methods, run
-from relprop.capture import capture_by_export
+from relprop.capture.export import capture_by_export
 from relprop.graph import Graph
 from relprop.graph.canonical import canonical
 from relprop.plan import Plan

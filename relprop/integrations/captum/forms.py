@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from relprop.call import Call
+from relprop.capture.call import Call
 from relprop.errors import InputError
 from relprop.explainer import Explainer
 

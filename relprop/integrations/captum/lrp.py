@@ -9,7 +9,8 @@ from captum._utils.common import _select_targets
 from captum.attr import LRP as CaptumLRP
 from torch import nn
 
-from relprop.call import Call
+from relprop.capture.call import Call
+from relprop.capture.unwrap import unwrap
 from relprop.errors import PlanningError
 from relprop.explainer import Explainer
 from relprop.integrations.captum.forms import Arguments, like_inputs, target_of, unwrappable
@@ -19,7 +20,6 @@ from relprop.integrations.captum.strict import StrictResult, layer_rules, strict
 from relprop.methods import PropagationMethod
 from relprop.plan import Plan
 from relprop.rules import Epsilon
-from relprop.unwrap import unwrap
 
 __all__ = ["LRP"]
 

@@ -11,9 +11,9 @@ import zennit.attribution
 from torch import Tensor, nn
 from zennit.core import Composite
 
+from relprop.capture.modes import check_modes
 from relprop.errors import InputError
 from relprop.integrations.zennit.session import Session
-from relprop.modes import check_modes
 
 __all__ = ["Gradient", "IntegratedGradients", "SmoothGrad"]
 

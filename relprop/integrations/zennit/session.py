@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from zennit.core import Composite
 
 from relprop import run
-from relprop.call import Call
+from relprop.capture.call import Call
+from relprop.capture.modes import neutral_modes
 from relprop.errors import InputError
 from relprop.explainer import Explainer
 from relprop.integrations.zennit import rules
@@ -22,7 +23,6 @@ from relprop.integrations.zennit.lookup import Lookup
 from relprop.integrations.zennit.reading import own_rule
 from relprop.integrations.zennit.relu import ReLUMode
 from relprop.methods import PropagationMethod
-from relprop.modes import neutral_modes
 from relprop.plan import Plan
 
 __all__ = ["Session"]

@@ -8,7 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from relprop.call import Call
+from relprop.capture.call import Call
 from relprop.errors import ModelError
 from relprop.graph import Graph
 from relprop.graph.evaluate import evaluate

@@ -27,9 +27,9 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
+from relprop.capture.fx import argument_of, translated
 from relprop.errors import CaptureError
 from relprop.graph import Graph, Node, Ref, Source, map_refs
-from relprop.translation import argument_of, translated
 
 __all__ = ["record"]
 

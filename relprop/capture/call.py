@@ -9,7 +9,7 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from relprop.capture import example_batch
+from relprop.capture.export import example_batch
 from relprop.errors import InputError
 
 __all__ = ["Call"]

@@ -15,11 +15,11 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from relprop.capture.exported import graph_of
+from relprop.capture.fx import operation_name
+from relprop.capture.time import time_axes, whole_sequences
 from relprop.errors import CaptureError
-from relprop.exported import graph_of
 from relprop.graph import Graph
-from relprop.timeaxis import time_axes, whole_sequences
-from relprop.translation import operation_name
 
 __all__ = ["capture_by_export", "example_batch"]
 

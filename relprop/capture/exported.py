@@ -10,10 +10,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
+from relprop.capture.fx import shape_of, translated
+from relprop.capture.time import library_operation
 from relprop.errors import CaptureError
 from relprop.graph import Graph, Node, Ref, Source
-from relprop.timeaxis import library_operation
-from relprop.translation import shape_of, translated
 
 __all__ = ["graph_of"]
 

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from relprop.call import Call
-from relprop.capture import capture_by_export, free_time
+from relprop.capture.call import Call
+from relprop.capture.export import capture_by_export, free_time
+from relprop.capture.modes import check_modes, neutral_modes
+from relprop.capture.record import record
+from relprop.capture.state import ModelState, all_settings
+from relprop.capture.untouched import hooks_disabled, untouched
+from relprop.capture.verification import difference, run_model
 from relprop.errors import CaptureError, InputError
 from relprop.graph import CAPTURE_LOCK, Graph
 from relprop.graph.canonical import canonical
-from relprop.modelstate import ModelState, all_settings
-from relprop.modes import check_modes, neutral_modes
-from relprop.record import record
-from relprop.snapshot import hooks_disabled, untouched
-from relprop.verification import difference, run_model
 
 __all__ = ["captured"]
 

@@ -19,7 +19,7 @@ __all__ = ["work"]
 def work(subject: Subject, method: Any, targets: int = 1) -> Work:
     """The products of an explanation of a batch: those of all layers that relevance crosses."""
     # late: other versions of the library, which are timed without a floor, may lack these
-    from relprop.layers.recurrent import Recurrence
+    from relprop.operations.recurrent import Recurrence
     from relprop.plan import Plan
     from relprop.rules import LinearRule
     from relprop.run import fixed_values

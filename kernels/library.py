@@ -24,7 +24,7 @@ from relprop.kernels.operands import AdjointCall, ContractionCall, Pass, Weight,
 from relprop.kernels.pointwise import grid_of
 from relprop.kernels.program import Product
 from relprop.kernels.runtime import FUSION
-from relprop.layers.precision import float32_products
+from relprop.operations.precision import float32_products
 
 __all__ = ["adjoint", "contraction"]
 

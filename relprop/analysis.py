@@ -9,7 +9,7 @@ from typing import Any
 from relprop.errors import PlanningError
 from relprop.gates import is_gate, is_magnitude
 from relprop.graph import Graph, Node, Ref
-from relprop.layers.traits import traits
+from relprop.operations.traits import traits
 
 __all__ = ["Facts", "analyse", "carrying_refs", "leading_to"]
 

@@ -11,12 +11,12 @@ from relprop.analysis import Facts, carrying_refs
 from relprop.composites import Composite
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
-from relprop.layers import Operation, Step, operation
-from relprop.layers.base import refuse
-from relprop.layers.pointwise import Unchanged
-from relprop.layers.protocol import LinearCall
-from relprop.layers.recurrent import Recurrence
-from relprop.layers.traits import traits
+from relprop.operations import Operation, Step, operation
+from relprop.operations.base import refuse
+from relprop.operations.pointwise import Unchanged
+from relprop.operations.protocol import LinearCall
+from relprop.operations.recurrent import Recurrence
+from relprop.operations.traits import traits
 from relprop.rules import Joint, LinearRule, Norm, Pass, Product, Rule
 
 __all__ = ["Binder", "rule_text"]

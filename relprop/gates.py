@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from relprop.graph import Node, Ref
-from relprop.layers.pointwise import Clamp, Division
-from relprop.layers.traits import traits
+from relprop.operations.pointwise import Clamp, Division
+from relprop.operations.traits import traits
 
 __all__ = ["is_gate", "is_magnitude"]
 

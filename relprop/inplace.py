@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from relprop.graph import Graph
-from relprop.layers import Step
-from relprop.layers.linear import LinearLayer
-from relprop.layers.pointwise import Sum
+from relprop.operations import Step
+from relprop.operations.linear import LinearLayer
+from relprop.operations.pointwise import Sum
 from relprop.rules import AlphaBeta, Epsilon, Gamma, Norm, ZPlus
 
 __all__ = ["rectify"]

@@ -20,7 +20,7 @@ from relprop.capture.cache import captured
 from relprop.capture.call import Call
 from relprop.capture.unwrap import unwrap
 from relprop.errors import InputError
-from relprop.layers import operation
+from relprop.operations import operation
 from relprop.plan import unsupported
 from relprop.tables import aligned, table
 

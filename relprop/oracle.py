@@ -14,8 +14,8 @@ from torch import Tensor
 
 from relprop import reference
 from relprop.graph import Node, Ref, map_refs
-from relprop.layers import Parts, Step
-from relprop.layers.recurrent import Recurrence
+from relprop.operations import Parts, Step
+from relprop.operations.recurrent import Recurrence
 from relprop.recurrent.oracle import relevance_of_samples
 from relprop.rules import Norm, Pass, Recurrent
 

@@ -14,8 +14,8 @@ from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
 from relprop.graph.maps import Conv
 from relprop.inplace import rectify
-from relprop.layers import Step, operation
-from relprop.layers.protocol import Backend, Fusing
+from relprop.operations import Step, operation
+from relprop.operations.protocol import Backend, Fusing
 from relprop.tables import table
 
 __all__ = ["Plan", "unsupported"]

@@ -17,9 +17,9 @@ from relprop.conservation import StepRecord
 from relprop.errors import RelpropError, is_out_of_memory
 from relprop.graph import Graph, Node
 from relprop.graph.evaluate import located, source_values
-from relprop.layers import Parts, Step
-from relprop.layers.joined import joined
-from relprop.layers.protocol import Backend
+from relprop.operations import Parts, Step
+from relprop.operations.joined import joined
+from relprop.operations.protocol import Backend
 from relprop.plan import Plan
 
 __all__ = [

@@ -13,7 +13,7 @@ from relprop.errors import InputError
 from relprop.gradients import GradientPlan
 from relprop.graph import Graph, Ref, refs_of
 from relprop.inputs import check_finite
-from relprop.layers.traits import traits
+from relprop.operations.traits import traits
 from relprop.plan import Plan
 from relprop.targets import Target, resolve_target, seed
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from relprop import run
 from relprop.gradients import GradientPlan, Switch, differentiable_values
-from relprop.layers.precision import float32_products
 from relprop.methods import GradientMethod
+from relprop.operations.precision import float32_products
 from relprop.plan import Plan
 from relprop.planner import AnyPlan
 from relprop.run import Engine

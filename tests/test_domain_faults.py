@@ -27,10 +27,10 @@ from relprop.backends.products import Products
 from relprop.errors import RelpropError
 from relprop.graph.folding import _scale_bias
 from relprop.graph.maps import Conv
-from relprop.layers import base, quotients
-from relprop.layers import pointwise as operations
-from relprop.layers.pool import AveragePooling
-from relprop.layers.winner import Maximum
+from relprop.operations import base, quotients
+from relprop.operations import pointwise as operations
+from relprop.operations.pool import AveragePooling
+from relprop.operations.winner import Maximum
 from relprop.recurrent import aten as recurrent
 from relprop.recurrent import naive, tape
 from relprop.rules import AlphaBeta, Gamma, Group, Term, ZBox

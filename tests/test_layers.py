@@ -15,7 +15,7 @@ import relprop
 from plans import Function, passed, recorded
 from relprop.composites import Composite
 from relprop.graph.maps import per_axis
-from relprop.layers.base import quotient, unbroadcast
+from relprop.operations.base import quotient, unbroadcast
 
 
 def test_quotients() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from relprop import reference, rules
 from relprop.backends import LinearCall, get
 from relprop.graph.maps import Dense, LinearMap
-from relprop.layers import quotients
+from relprop.operations import quotients
 from tables import LAYERS, RULES, TOLERANCES, Layer
 
 ATEN, NAIVE = get("aten"), get("reference")

@@ -20,7 +20,7 @@ from relprop import kernels, rules
 from relprop.composites import Composite, kinds
 from relprop.functional import linear_relevance
 from relprop.graph import spellings
-from relprop.layers import base
+from relprop.operations import base
 from relprop.rules.terms import IDENTITY, POSITIVE, ZERO
 
 

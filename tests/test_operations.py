@@ -26,7 +26,7 @@ from relprop.composites import Composite
 from relprop.errors import PlanningError
 from relprop.graph import Graph
 from relprop.graph.canonical import canonical
-from relprop.layers import registered
+from relprop.operations import registered
 from relprop.plan import Plan
 
 aten = torch.ops.aten

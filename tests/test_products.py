@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from relprop.backends.products import Products
 from relprop.graph.maps import Conv
-from relprop.layers.precision import float32_products
+from relprop.operations.precision import float32_products
 from relprop.rules.terms import IDENTITY
 
 

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations
 import relprop
 from relprop import rules
 from relprop.backends.aten import AtenBackend
-from relprop.layers import registered
+from relprop.operations import registered
 
 METHODS: dict[str, dict[str, int]] = {
     "epsilon_plus": {},

@@ -1,12 +1,12 @@
 """Backends evaluate the steps of a plan: linear layers by their rule, operations as they say.
 
-`relprop.layers.protocol` says what a backend is; here they are found by name.
+`relprop.operations.protocol` says what a backend is; here they are found by name.
 """
 
 from __future__ import annotations
 
 from relprop.errors import InputError
-from relprop.layers.protocol import PRECISIONS, Backend, Fusing, LinearCall
+from relprop.operations.protocol import PRECISIONS, Backend, Fusing, LinearCall
 
 __all__ = ["PRECISIONS", "Backend", "Fusing", "LinearCall", "get"]
 

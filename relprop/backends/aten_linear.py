@@ -11,8 +11,8 @@ from torch import Tensor
 from relprop.backends.forms import Form, Layer, form_of
 from relprop.backends.products import Products
 from relprop.graph.maps import Dense
-from relprop.layers.precision import effective_precision, float32_products
-from relprop.layers.protocol import LinearCall
+from relprop.operations.precision import effective_precision, float32_products
+from relprop.operations.protocol import LinearCall
 
 __all__ = ["AtenLinear"]
 
@@ -25,7 +25,7 @@ class _Saved:
 
 
 class AtenLinear:
-    """Linear layers as `relprop.layers.protocol.Backend` wants them.
+    """Linear layers as `relprop.operations.protocol.Backend` wants them.
 
     Half-precision operands are computed in float32, or as bfloat16 under precision "medium".
     """
@@ -39,7 +39,7 @@ class AtenLinear:
         cache: dict[Any, Any] | None = None,
         known: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """See `relprop.layers.protocol.Backend.forward`."""
+        """See `relprop.operations.protocol.Backend.forward`."""
         dtype = torch.promote_types(torch.promote_types(a.dtype, w.dtype), torch.float32)
         kept, cache = cache is not None, {} if cache is None else cache
         precision = effective_precision(call.precision, a.device)
@@ -62,7 +62,7 @@ class AtenLinear:
         return z, _Saved(form, layer, tensors)
 
     def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:
-        """See `relprop.layers.protocol.Backend.relevance`."""
+        """See `relprop.operations.protocol.Backend.relevance`."""
         layer: Layer[Any] = saved.layer
         r = r.detach().to(layer.products.w.dtype)
         if r.numel() == 0:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from relprop import reference
-from relprop.layers import Operation, Step
-from relprop.layers.base import run_by
-from relprop.layers.protocol import LinearCall
+from relprop.operations import Operation, Step
+from relprop.operations.base import run_by
+from relprop.operations.protocol import LinearCall
 from relprop.oracle import naive_relevance
 
 __all__ = ["ReferenceBackend"]
@@ -39,7 +39,7 @@ class ReferenceBackend:
     name = "reference"
 
     def operation(self, step: Step) -> Operation:
-        """See `relprop.layers.protocol.Backend.operation`."""
+        """See `relprop.operations.protocol.Backend.operation`."""
         if step.operation.carry == "linear":  # comes back through `forward` and `relevance`
             return step.operation
         return run_by(NaiveOperation, type(step.operation))
@@ -53,7 +53,7 @@ class ReferenceBackend:
         cache: dict[Any, Any] | None = None,
         known: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """See `relprop.layers.protocol.Backend.forward`."""
+        """See `relprop.operations.protocol.Backend.forward`."""
         dtype = torch.promote_types(torch.promote_types(a.dtype, w.dtype), torch.float32)
         a, w, b = a.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
         z = call.map.contraction(a, w)
@@ -61,7 +61,7 @@ class ReferenceBackend:
         return z.relu() if call.rectified else z, _Saved(a, w, b)
 
     def relevance(self, call: LinearCall, saved: Any, r: Tensor) -> Tensor:
-        """See `relprop.layers.protocol.Backend.relevance`."""
+        """See `relprop.operations.protocol.Backend.relevance`."""
         a, w, b = saved
         result = a.new_empty(r.shape[0], *a.shape)
         for target, row in zip(result, r, strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor
 from relprop.backends import blockwise
 from relprop.backends.onednn import fused_adjoint, rectified_contraction, turned, turns
 from relprop.graph.maps import Conv, Dense, LinearMap
-from relprop.layers.quotients import new_like
+from relprop.operations.quotients import new_like
 from relprop.rules.terms import IDENTITY, NEGATIVE, POSITIVE, Modifier, modified
 
 __all__ = ["Products"]
@@ -42,7 +42,7 @@ class Products:
     Args:
         linear_map: geometry of the layer.
         w: its weight, float32 or float64.
-        precision: see `relprop.layers.protocol.LinearCall`.
+        precision: see `relprop.operations.protocol.LinearCall`.
         cache: keeps derived weights; they are functions of `w` alone.
         rows: how many input vectors a product takes, where derived weights are not kept: below
             `FEW_ROWS` it costs less than bringing the weight to bfloat16, and parts of a large

@@ -20,11 +20,11 @@ from relprop.backends.triton_operations.recurrent import TritonRecurrence, check
 from relprop.errors import InputError
 from relprop.graph import Graph
 from relprop.graph.maps import Conv, Diagonal, LinearMap
-from relprop.layers import Operation, Step
-from relprop.layers.base import refuse, run_by
-from relprop.layers.joined import Joined, Quotients
-from relprop.layers.protocol import LinearCall
-from relprop.layers.recurrent import Recurrence
+from relprop.operations import Operation, Step
+from relprop.operations.base import refuse, run_by
+from relprop.operations.joined import Joined, Quotients
+from relprop.operations.protocol import LinearCall
+from relprop.operations.recurrent import Recurrence
 from relprop.rules import Flat, ZBox
 
 __all__ = ["TritonBackend"]
@@ -47,7 +47,7 @@ class TritonBackend:
             )
 
     def operation(self, step: Step) -> Operation:
-        """See `relprop.layers.protocol.Backend.operation`."""
+        """See `relprop.operations.protocol.Backend.operation`."""
         if isinstance(step.operation, Recurrence):
             check_rule(step)
             return run_by(TritonRecurrence, type(step.operation))
@@ -57,7 +57,7 @@ class TritonBackend:
         return found
 
     def fuse(self, graph: Graph, steps: Mapping[str, Step], output: str) -> dict[str, Step]:
-        """See `relprop.layers.protocol.Fusing.fuse`."""
+        """See `relprop.operations.protocol.Fusing.fuse`."""
         return fuse(graph, steps, output)
 
     def forward(
@@ -69,7 +69,7 @@ class TritonBackend:
         cache: dict[Any, Any] | None = None,
         known: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """See `relprop.layers.protocol.Backend.forward`."""
+        """See `relprop.operations.protocol.Backend.forward`."""
         from relprop import kernels
 
         check_operands(call.path or type(call.map).__name__, input=a, weight=w, bias=b)
@@ -105,7 +105,7 @@ class TritonBackend:
         return y, Saved(linear_map, shape, None if flat else saved, a, w)
 
     def relevance(self, call: LinearCall, saved: Any, r: Any) -> Any:
-        """See `relprop.layers.protocol.Backend.relevance`.
+        """See `relprop.operations.protocol.Backend.relevance`.
 
         With `Joined` for `saved` it returns the `Quotients` of the layer below, and it takes its
         own for `r`.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from relprop.backends.triton_operations.operands import check_operands
 from relprop.graph.recurrent import Direction, Layout
-from relprop.layers.recurrent import Parted, States
+from relprop.operations.recurrent import Parted, States
 from relprop.rules import Recurrent
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from relprop.graph.recurrent import Direction, Layout
-from relprop.layers.base import Step, quotient
-from relprop.layers.precision import float32_products
-from relprop.layers.recurrent import Call, Parted, RecurrentRun, States
+from relprop.operations.base import Step, quotient
+from relprop.operations.precision import float32_products
+from relprop.operations.recurrent import Call, Parted, RecurrentRun, States
 from relprop.recurrent.fused import fused_scan
 from relprop.recurrent.reduced import Inflow, Outflow, Scan, at_last, reduced_relevance, scan_of
 from relprop.recurrent.steps import stepwise_relevance

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from relprop.graph.recurrent import Direction
-from relprop.layers.quotients import stabilized
+from relprop.operations.quotients import stabilized
 from relprop.recurrent.reduced import Scan
 
 __all__ = ["fused_scan"]

@@ -14,8 +14,8 @@ from relprop.errors import InputError, PlanningError
 from relprop.graph import Node, Ref
 from relprop.graph.checks import check_tensors
 from relprop.graph.recurrent import CELLED, Layout, checked_lengths, directions_of, recurrent_rule
-from relprop.layers.base import Parts, Step
-from relprop.layers.recurrent import Call, Parted, Recurrence, States
+from relprop.operations.base import Parts, Step
+from relprop.operations.recurrent import Call, Parted, Recurrence, States
 from relprop.rules import Rule
 
 __all__ = ["Operands", "Relevance"]

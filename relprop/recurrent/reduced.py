@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from relprop.graph.recurrent import CELLED
-from relprop.layers.base import quotient
-from relprop.layers.quotients import flush_tiny_, stabilized
+from relprop.operations.base import quotient
+from relprop.operations.quotients import flush_tiny_, stabilized
 from relprop.recurrent.tape import Tape
 
 __all__ = ["Inflow", "Outflow", "Scan", "reduced_relevance", "scan_of"]

@@ -13,9 +13,9 @@ from torch import Tensor
 from relprop.backends.aten_linear import AtenLinear
 from relprop.graph.maps import Dense
 from relprop.graph.recurrent import candidate_rule
-from relprop.layers.base import quotient
-from relprop.layers.protocol import LinearCall
-from relprop.layers.quotients import flush_tiny_
+from relprop.operations.base import quotient
+from relprop.operations.protocol import LinearCall
+from relprop.operations.quotients import flush_tiny_
 from relprop.recurrent.reduced import Inflow, Outflow, _join
 from relprop.recurrent.tape import Tape
 from relprop.rules import Recurrent

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from relprop.backends.forms.layer import Layer, Tensors
-from relprop.layers.modifiers import modify
-from relprop.layers.quotients import divide, one_where_zero
+from relprop.operations.modifiers import modify
+from relprop.operations.quotients import divide, one_where_zero
 from relprop.rules import Joint, LinearRule
 from relprop.rules.terms import Group, Modifier, Term, modified
 

@@ -31,7 +31,7 @@ class Layer(Generic[R]):
         shape: of its input.
         nonnegative: whether the input is known to be >= 0.
         cache: for what depends on the weights and on shapes alone.
-        rectified: see `relprop.layers.protocol.LinearCall`.
+        rectified: see `relprop.operations.protocol.LinearCall`.
         known: W a + b, where a forward pass shared with other rules has computed it.
     """
 

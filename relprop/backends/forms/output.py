@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from relprop.backends.forms.layer import Layer, Tensors
-from relprop.layers.quotients import divide
+from relprop.operations.quotients import divide
 from relprop.rules import Epsilon, Gamma
 from relprop.rules.terms import ABSOLUTE, IDENTITY
 

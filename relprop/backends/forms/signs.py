@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from relprop.backends.forms.layer import Layer, Tensors
-from relprop.layers.quotients import divide, one_where_zero, quotient
+from relprop.operations.quotients import divide, one_where_zero, quotient
 from relprop.rules import AlphaBeta, LinearRule
 from relprop.rules.terms import NEGATIVE, POSITIVE
 

@@ -1,6 +1,6 @@
 """Pooling, reductions and residual sums of the Triton backend.
 
-Each is an operation of `relprop.layers` whose relevance, and for pooling whose
+Each is an operation of `relprop.operations` whose relevance, and for pooling whose
 value, a kernel computes.
 """
 
@@ -16,11 +16,11 @@ from relprop.backends.triton_operations.pooling import (
 )
 from relprop.backends.triton_operations.reductions import TritonMaximum, TritonReduction
 from relprop.backends.triton_operations.sums import TritonSum
-from relprop.layers import Operation
-from relprop.layers.pointwise import Addition, Difference
-from relprop.layers.pool import AdaptiveAveragePooling, AveragePooling, Reduction
-from relprop.layers.resample import Resampling
-from relprop.layers.winner import AdaptiveMaxPooling, Maximum, MaxPooling
+from relprop.operations import Operation
+from relprop.operations.pointwise import Addition, Difference
+from relprop.operations.pool import AdaptiveAveragePooling, AveragePooling, Reduction
+from relprop.operations.resample import Resampling
+from relprop.operations.winner import AdaptiveMaxPooling, Maximum, MaxPooling
 
 __all__ = ["OPERATIONS", "check_operands"]
 
@@ -35,4 +35,4 @@ OPERATIONS: dict[type[Operation], Operation] = {
     Addition: TritonSum(),
     Difference: TritonSum(),
 }
-"""What serves an operation in place of each class of `relprop.layers`, its subclasses apart."""
+"""What serves an operation in place of each class of `relprop.operations`, its subclasses apart."""

@@ -19,10 +19,10 @@ from relprop.backends.triton_operations.operands import (
 )
 from relprop.graph import Node
 from relprop.graph.maps import per_axis
-from relprop.layers import Step
-from relprop.layers.pool import AdaptiveAveragePooling, AveragePooling
-from relprop.layers.resample import Resampling
-from relprop.layers.winner import AdaptiveMaxPooling, MaxPooling
+from relprop.operations import Step
+from relprop.operations.pool import AdaptiveAveragePooling, AveragePooling
+from relprop.operations.resample import Resampling
+from relprop.operations.winner import AdaptiveMaxPooling, MaxPooling
 from relprop.rules import Norm
 
 __all__ = [

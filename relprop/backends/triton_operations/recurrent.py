@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from relprop.backends.triton_recurrent import forward, limits_of, relevance
-from relprop.layers import Step
-from relprop.layers.base import refuse
-from relprop.layers.recurrent import Call, Parted, Recurrence, RecurrentRun, States
+from relprop.operations import Step
+from relprop.operations.base import refuse
+from relprop.operations.recurrent import Call, Parted, Recurrence, RecurrentRun, States
 from relprop.rules import Recurrent
 
 __all__ = ["TritonRecurrence", "check_rule"]

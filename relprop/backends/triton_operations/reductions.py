@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from relprop.backends.triton_operations.operands import check_operands
-from relprop.layers import Step
-from relprop.layers.pool import Reduction
-from relprop.layers.winner import Maximum
+from relprop.operations import Step
+from relprop.operations.pool import Reduction
+from relprop.operations.winner import Maximum
 from relprop.rules import Norm
 
 __all__ = ["TritonMaximum", "TritonReduction"]

@@ -12,10 +12,10 @@ from torch import Tensor
 from relprop.backends.triton_fusion import Dividing, lower_of
 from relprop.backends.triton_operations.operands import check_operands, parts_of
 from relprop.graph import Ref
-from relprop.layers import Step
-from relprop.layers.base import unbroadcast
-from relprop.layers.joined import Quotients
-from relprop.layers.pointwise import Sum, operand_factors
+from relprop.operations import Step
+from relprop.operations.base import unbroadcast
+from relprop.operations.joined import Quotients
+from relprop.operations.pointwise import Sum, operand_factors
 from relprop.rules import Norm, Pass
 
 __all__ = ["TritonSum"]

@@ -14,7 +14,7 @@ from relprop import rules
 from relprop.errors import InputError
 from relprop.integrations.zennit.hook import RuleHook
 from relprop.integrations.zennit.layers import linear_module
-from relprop.layers.base import quotient
+from relprop.operations.base import quotient
 from relprop.rules.bounds import bound_tensor
 
 __all__ = ["AnyModuleHook", "LinearHook", "Stabilizing", "ZeroParams"]

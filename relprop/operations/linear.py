@@ -9,8 +9,8 @@ from torch import Tensor
 
 from relprop.errors import PlanningError
 from relprop.graph import Ref
-from relprop.layers.base import Operation, Step, register
-from relprop.layers.protocol import LinearCall
+from relprop.operations.base import Operation, Step, register
+from relprop.operations.protocol import LinearCall
 from relprop.rules import Epsilon, LinearRule, Pass, Rule
 
 __all__ = ["LinearLayer"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from relprop.graph import Graph
 from relprop.graph.maps import LinearMap
-from relprop.layers.base import Operation, Step
+from relprop.operations.base import Operation, Step
 from relprop.rules import LinearRule
 
 __all__ = ["PRECISIONS", "Backend", "Fusing", "LinearCall"]
@@ -105,6 +105,6 @@ class Fusing(Protocol):
     def fuse(self, graph: Graph, steps: Mapping[str, Step], output: str) -> dict[str, Step]:
         """The steps of a plan that explains `output`, joined where one kernel serves two.
 
-        A step with the option "below" may return `Quotients` (`relprop.layers.joined`).
+        A step with the option "below" may return `Quotients` (`relprop.operations.joined`).
         """
         ...

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from relprop.graph import Node
 from relprop.graph.maps import per_axis
-from relprop.layers.base import Operation, Step, laid_out, register
-from relprop.layers.pool import stacked, window
+from relprop.operations.base import Operation, Step, laid_out, register
+from relprop.operations.pool import stacked, window
 
 __all__ = ["AdaptiveMaxPooling", "MaxPooling", "Maximum"]
 

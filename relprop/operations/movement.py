@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relprop.graph import Node
-from relprop.layers.base import (
+from relprop.operations.base import (
     Operation,
     Step,
     laid_out,

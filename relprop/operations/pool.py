@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relprop.graph import Node
 from relprop.graph.maps import per_axis
-from relprop.layers.base import (
+from relprop.operations.base import (
     Operation,
     Step,
     laid_out,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from relprop.graph import Node, map_refs
 from relprop.graph.recurrent import Layout, directions_of
-from relprop.layers.base import Operation, Parts, Step, register
-from relprop.layers.recurrent import Call, GruLayer, Recurrence, RecurrentLayer, States
+from relprop.operations.base import Operation, Parts, Step, register
+from relprop.operations.recurrent import Call, GruLayer, Recurrence, RecurrentLayer, States
 
 __all__ = ["PackedLayer", "Packing", "Unpacking"]
 

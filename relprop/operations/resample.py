@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node
-from relprop.layers.base import Step, quotient, register, wide
-from relprop.layers.pool import LinearPooling
+from relprop.operations.base import Step, quotient, register, wide
+from relprop.operations.pool import LinearPooling
 from relprop.rules import Norm
 
 __all__ = ["Antialiased", "GridSampling", "Resampling"]

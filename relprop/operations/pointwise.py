@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node, Ref
-from relprop.layers.base import Operation, Step, quotient, register, unbroadcast, wide
+from relprop.operations.base import Operation, Step, quotient, register, unbroadcast, wide
 from relprop.rules import Norm, Pass, Product, Rule
 
 __all__ = ["Activation", "Clamp", "Multiplication", "NonNegativeActivation", "Sum"]

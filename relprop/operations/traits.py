@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from relprop.layers.base import Operation, operation
+from relprop.operations.base import Operation, operation
 
 __all__ = ["traits"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node, Ref
-from relprop.layers.base import Operation, Step, quotient, register, wide
+from relprop.operations.base import Operation, Step, quotient, register, wide
 from relprop.rules import Norm, Pass, Rule
 
 __all__ = ["GroupNorm", "LayerNorm"]

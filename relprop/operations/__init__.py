@@ -13,7 +13,7 @@ Relevance has one more leading axis than the value it belongs to: the targets.  
 with several values, such as an LSTM's output and last states, is `Parts`.
 """
 
-from relprop.layers import (
+from relprop.operations import (
     choice,
     linear,
     movement,
@@ -25,7 +25,7 @@ from relprop.layers import (
     resample,
     winner,
 )
-from relprop.layers.base import Operation, Parts, Step, operation, registered
+from relprop.operations.base import Operation, Parts, Step, operation, registered
 
 __all__ = [
     "Operation",

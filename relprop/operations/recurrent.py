@@ -12,7 +12,7 @@ from torch import Tensor
 
 from relprop.graph import Node, Ref, map_refs
 from relprop.graph.recurrent import GRU_ONLY, Direction, Layout, directions_of, suits
-from relprop.layers.base import Operation, Parts, Step, register
+from relprop.operations.base import Operation, Parts, Step, register
 from relprop.rules import Recurrent, Rule
 
 __all__ = ["Call", "Item", "Recurrence", "RecurrentCell", "RecurrentLayer", "RecurrentRun"]
@@ -112,7 +112,7 @@ class Recurrence(Operation):
 
 
 class RecurrentRun(Recurrence):
-    """Base of what backends run recurrent steps by; see `relprop.layers.base.run_by`."""
+    """Base of what backends run recurrent steps by; see `relprop.operations.base.run_by`."""
 
     def run(self, step: Step, call: Call) -> tuple[States, Any]:
         """Output, last hidden states and cells; and what `carried_back` needs."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from relprop.graph import Node, Ref
-from relprop.layers.base import Operation, Step, register, unbroadcast
+from relprop.operations.base import Operation, Step, register, unbroadcast
 
 __all__ = ["Choice", "taken"]
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from benchmarks.recording import write_record
 from benchmarks.timing import once
-from relprop import backends, reference, rules
+from relprop import backends, rules
 from relprop.backends import LinearCall
+from relprop.backends.reference import linear as reference
 from relprop.graph.maps import Conv, Dense, LinearMap
 
 __all__ = ["main"]

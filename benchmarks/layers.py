@@ -19,8 +19,9 @@ from benchmarks.floor import LinearWork, Work, products
 from benchmarks.gate import Gate, perturbed
 from benchmarks.peers import backward, zennit_rule
 from benchmarks.timing import in_turn, rotation
-from relprop import backends, reference, rules
+from relprop import backends, rules
 from relprop.backends import LinearCall
+from relprop.backends.reference import linear as reference
 from relprop.graph.maps import Conv, Dense, LinearMap
 
 __all__ = ["LAYERS", "RULES", "LayerShape", "cells"]

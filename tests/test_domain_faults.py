@@ -20,10 +20,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from relprop import reference, targets
+from relprop import targets
 from relprop.backends import blockwise
 from relprop.backends.forms.layer import Layer
 from relprop.backends.products import Products
+from relprop.backends.reference import linear as reference
+from relprop.backends.reference import recurrent as naive
 from relprop.errors import RelpropError
 from relprop.graph.folding import _scale_bias
 from relprop.graph.maps import Conv
@@ -32,7 +34,7 @@ from relprop.operations import pointwise as operations
 from relprop.operations.pool import AveragePooling
 from relprop.operations.winner import Maximum
 from relprop.recurrent import aten as recurrent
-from relprop.recurrent import naive, tape
+from relprop.recurrent import tape
 from relprop.rules import AlphaBeta, Gamma, Group, Term, ZBox
 from relprop.rules.terms import NEGATIVE, OPPOSITE_SIGNS, POSITIVE, SAME_SIGNS
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from relprop import reference, rules
+from relprop import rules
 from relprop.backends import LinearCall, get
+from relprop.backends.reference import linear as reference
 from relprop.graph.maps import Dense, LinearMap
 from relprop.operations import quotients
 from tables import LAYERS, RULES, TOLERANCES, Layer

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relprop import reference, rules
+from relprop import rules
+from relprop.backends.reference import linear as reference
 from relprop.functional import conv_relevance, linear_relevance
 
 zennit = pytest.importorskip("zennit.rules", reason="Zennit is not installed")

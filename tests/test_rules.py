@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from relprop import reference, rules
+from relprop import rules
+from relprop.backends.reference import linear as reference
 from relprop.functional import linear_relevance
 from relprop.graph.maps import Dense
 from relprop.rules.bounds import Bound, bound_tensor

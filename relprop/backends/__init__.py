@@ -23,7 +23,7 @@ def get(name: str) -> Backend:
 
             return AtenBackend()
         case "reference":
-            from relprop.backends.naive import ReferenceBackend
+            from relprop.backends.reference.backend import ReferenceBackend
 
             return ReferenceBackend()
         case "triton":

@@ -12,7 +12,7 @@ __all__ = ["AtenBackend"]
 
 
 class AtenBackend(AtenLinear):
-    """See `relprop.operations.protocol.Backend`; operations of one step bring their own ATen code."""
+    """See `relprop.operations.protocol`; operations of one step bring their own ATen code."""
 
     name = "aten"
 

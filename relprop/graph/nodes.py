@@ -1,6 +1,6 @@
 """The graph: a model's operations in order, read from its parameters at every call.
 
-Two producers fill the same type, `relprop.capture.export` (torch.export) and `relprop.capture.record` (the
+Two producers in `relprop.capture` fill the same type, `export` (torch.export) and `record` (the
 operations of one actual call).  Values are named; an argument that is another node's value is a
 `Ref`.
 """

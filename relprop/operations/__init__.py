@@ -11,9 +11,11 @@
 
 Relevance has one more leading axis than the value it belongs to: the targets.  That of an operation
 with several values, such as an LSTM's output and last states, is `Parts`.
+
+Imports `graph`, `rules` and what is below them.
 """
 
-from relprop.operations import (
+from relprop.operations import (  # noqa: F401 (each registers its operations)
     choice,
     linear,
     movement,
@@ -27,20 +29,4 @@ from relprop.operations import (
 )
 from relprop.operations.base import Operation, Parts, Step, operation, registered
 
-__all__ = [
-    "Operation",
-    "Parts",
-    "Step",
-    "choice",
-    "linear",
-    "movement",
-    "normalise",
-    "operation",
-    "packed",
-    "pointwise",
-    "pool",
-    "recurrent",
-    "registered",
-    "resample",
-    "winner",
-]
+__all__ = ["Operation", "Parts", "Step", "operation", "registered"]

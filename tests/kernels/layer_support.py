@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from relprop import kernels, reference
+from relprop import kernels
+from relprop.backends.reference import linear as reference
+from relprop.backends.reference.linear import modify
 from relprop.graph.maps import LinearMap
-from relprop.reference import modify
 from relprop.rules import LinearRule
 from tables import KERNELS_LAYERS, Layer
 

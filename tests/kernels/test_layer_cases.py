@@ -6,7 +6,8 @@ import pytest
 import torch
 from layer_support import KINDS, LAYERS, check, guarded, name
 
-from relprop import kernels, reference
+from relprop import kernels
+from relprop.backends.reference import linear as reference
 from relprop.errors import InputError
 from relprop.graph.maps import Conv, Dense
 from relprop.rules import (

@@ -6,7 +6,8 @@ import pytest
 import torch
 from layer_support import DTYPES, KINDS, LAYERS, LAYOUTS, check, check_all, name, tolerance
 
-from relprop import kernels, reference
+from relprop import kernels
+from relprop.backends.reference import linear as reference
 from relprop.graph.maps import Conv, Dense, LinearMap
 from relprop.rules import AlphaBeta, Epsilon, Gamma, Joint, LinearRule, ZPlus
 from tables import KERNELS_RULES as RULES

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import relprop
-from relprop import kernels, reference, rules
+from relprop import kernels, rules
+from relprop.backends.reference import linear as reference
 from relprop.errors import InputError, PlanningError
 
 

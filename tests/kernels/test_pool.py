@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from layer_support import DTYPES, LAYOUTS, guarded
 
-from relprop import kernels, reference
+from relprop import kernels
+from relprop.backends.reference import linear as reference
 
 MAX_CASES: list[tuple[tuple[int, ...], list[int], list[int], list[int], list[int], bool]] = [
     ((2, 3, 7), [3], [2], [1], [1], False),

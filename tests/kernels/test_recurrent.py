@@ -10,13 +10,13 @@ import torch
 from layer_support import inside_nan
 from torch import Tensor
 
+from relprop.backends.reference.recurrent import naive_forward
+from relprop.backends.reference.samples import relevance_of_samples
 from relprop.errors import InputError
 from relprop.graph.recurrent import GATES, Direction, Layout
 from relprop.kernels import interpreted
 from relprop.kernels.recurrent.forms import Form
 from relprop.kernels.recurrent.launch import recurrent_forward, recurrent_relevance
-from relprop.recurrent.naive import naive_forward
-from relprop.recurrent.oracle import relevance_of_samples
 from relprop.rules import Recurrent
 
 KINDS = tuple(GATES)

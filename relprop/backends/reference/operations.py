@@ -1,6 +1,6 @@
 """The naive relevance of every operation that is no linear layer, for `backend="reference"`.
 
-Linear layers have `relprop.reference`; here its functions are applied to the other operations of
+Linear layers have `relprop.backends.reference.linear`; here its functions are applied to the other operations of
 a plan, one target at a time, by how they carry relevance.
 """
 
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop import reference
+from relprop.backends.reference import linear as reference
+from relprop.backends.reference.samples import relevance_of_samples
 from relprop.graph import Node, Ref, map_refs
 from relprop.operations import Parts, Step
 from relprop.operations.recurrent import Recurrence
-from relprop.recurrent.oracle import relevance_of_samples
 from relprop.rules import Norm, Pass, Recurrent
 
 __all__ = ["naive_relevance"]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from relprop.backends.reference.recurrent import naive_relevance
 from relprop.graph.recurrent import Direction, Layout
-from relprop.recurrent.naive import naive_relevance
 from relprop.rules import Recurrent
 
 __all__ = ["relevance_of_samples"]

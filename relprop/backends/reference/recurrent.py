@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop import reference
+from relprop.backends.reference import linear as reference
 from relprop.graph.maps import Dense
 from relprop.graph.recurrent import CELLED, Direction, Layout, candidate_rule
 from relprop.rules import Recurrent

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from relprop import reference
+from relprop.backends.reference import linear as reference
+from relprop.backends.reference.operations import naive_relevance
 from relprop.operations import Operation, Step
 from relprop.operations.base import run_by
 from relprop.operations.protocol import LinearCall
-from relprop.oracle import naive_relevance
 
 __all__ = ["ReferenceBackend"]
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from benchmarks.rows import write_rows
 from benchmarks.timing import interleaved
-from relprop.recurrent import Layout, aten, directions_of
+from relprop.backends.aten.recurrent import stack as aten
+from relprop.graph.recurrent import Layout, directions_of
 from relprop.rules import Recurrent
 from relprop.tables import table
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from relprop import operators
+from relprop.backends import operators
 from relprop.errors import InputError
 from relprop.graph.checks import check_rule, check_tensors, conv_map
 from relprop.graph.maps import Dense, LinearMap

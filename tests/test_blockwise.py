@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from relprop import rules
-from relprop.backends import LinearCall, blockwise, get, products
+from relprop.backends import LinearCall, get
+from relprop.backends.aten import blockwise, products
 from relprop.graph.maps import Dense
 from relprop.rules.terms import Modifier, modified
 from tables import RULES, TOLERANCES

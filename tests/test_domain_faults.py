@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from relprop import targets
-from relprop.backends import blockwise
-from relprop.backends.forms.layer import Layer
-from relprop.backends.products import Products
+from relprop.backends.aten import blockwise
+from relprop.backends.aten.forms.layer import Layer
+from relprop.backends.aten.products import Products
+from relprop.backends.aten.recurrent import stack as recurrent
+from relprop.backends.aten.recurrent import tape
 from relprop.backends.reference import linear as reference
 from relprop.backends.reference import recurrent as naive
 from relprop.errors import RelpropError
@@ -33,8 +35,6 @@ from relprop.operations import base, quotients
 from relprop.operations import pointwise as operations
 from relprop.operations.pool import AveragePooling
 from relprop.operations.winner import Maximum
-from relprop.recurrent import aten as recurrent
-from relprop.recurrent import tape
 from relprop.rules import AlphaBeta, Gamma, Group, Term, ZBox
 from relprop.rules.terms import NEGATIVE, OPPOSITE_SIGNS, POSITIVE, SAME_SIGNS
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import relprop
-from relprop.backends.aten import AtenBackend
+from relprop.backends.aten.backend import AtenBackend
 
 
 class Limited:

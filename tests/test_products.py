@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from relprop.backends.products import Products
+from relprop.backends.aten.products import Products
 from relprop.graph.maps import Conv
 from relprop.operations.precision import float32_products
 from relprop.rules.terms import IDENTITY

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from relprop import rules
-from relprop.backends import LinearCall, get, onednn, products
+from relprop.backends import LinearCall, get
+from relprop.backends.aten import onednn, products
 from relprop.graph.maps import Conv, LinearMap
 from tables import LAYERS, RULES, TOLERANCES, Layer
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from relprop.backends.aten.recurrent import stack as recurrent
+from relprop.backends.aten.recurrent.fused import fused_scan
+from relprop.backends.aten.recurrent.reduced import Inflow, _ratio, reduced_relevance, scan_of
+from relprop.backends.aten.recurrent.tape import run
 from relprop.backends.reference.recurrent import naive_forward
 from relprop.errors import InputError
 from relprop.functional import gru_relevance, lstm_relevance, rnn_relevance
 from relprop.graph.recurrent import CELLED, Direction, Layout, directions_of, suits
-from relprop.recurrent import aten as recurrent
-from relprop.recurrent.fused import fused_scan
-from relprop.recurrent.reduced import Inflow, _ratio, reduced_relevance, scan_of
-from relprop.recurrent.tape import run
 from relprop.rules import AlphaBeta, Epsilon, Flat, Gamma, Joint, LinearRule, Pass, Recurrent
 
 STEPS, BATCH, INPUTS, HIDDEN = 4, 3, 3, 5

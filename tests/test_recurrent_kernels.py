@@ -146,7 +146,7 @@ def test_a_cuda_graph_replays_the_same_bits(hidden: int) -> None:
     pytest.importorskip("triton")
     from benchmarks.recurrent_gpu import graph
     from relprop.backends import triton_recurrent
-    from relprop.recurrent import Layout, directions_of
+    from relprop.graph.recurrent import Layout, directions_of
 
     layer = nn.LSTM(hidden, hidden, device="cuda")
     directions = directions_of([w.detach() for w in layer.parameters()], "lstm", "test")

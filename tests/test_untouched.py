@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations
 
 import relprop
 from relprop import rules
-from relprop.backends.aten import AtenBackend
+from relprop.backends.aten.backend import AtenBackend
 from relprop.operations import registered
 
 METHODS: dict[str, dict[str, int]] = {

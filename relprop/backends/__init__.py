@@ -19,7 +19,7 @@ def get(name: str) -> Backend:
     """
     match name:
         case "aten":
-            from relprop.backends.aten import AtenBackend
+            from relprop.backends.aten.backend import AtenBackend
 
             return AtenBackend()
         case "reference":

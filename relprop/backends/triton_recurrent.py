@@ -70,7 +70,7 @@ def forward(
 ) -> tuple[States, Saved]:
     """Output, last hidden states, last cells; and what `relevance` needs.
 
-    Arguments as in `relprop.recurrent.aten.forward`, and
+    Arguments as in `relprop.backends.aten.recurrent.stack.forward`, and
 
         precision: of the products.
         where: the layer, for messages.
@@ -115,7 +115,7 @@ def relevance(
 ) -> Parted:
     """Relevance of the input, of the initial hidden states, of the initial cells.
 
-    Arguments and result as in `relprop.recurrent.aten.relevance`.
+    Arguments and result as in `relprop.backends.aten.recurrent.stack.relevance`.
     """
     from relprop.kernels.recurrent.launch import recurrent_relevance
 

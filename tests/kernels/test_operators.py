@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from relprop import functional, operators, rules
+from relprop import functional, rules
+from relprop.backends import operators
 from relprop.errors import InputError
 from relprop.rules.terms import IDENTITY
 

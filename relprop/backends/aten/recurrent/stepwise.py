@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.backends.aten_linear import AtenLinear
+from relprop.backends.aten.linear import AtenLinear
+from relprop.backends.aten.recurrent.reduced import Inflow, Outflow, _join
+from relprop.backends.aten.recurrent.tape import Tape
 from relprop.graph.maps import Dense
 from relprop.graph.recurrent import candidate_rule
 from relprop.operations.base import quotient
 from relprop.operations.protocol import LinearCall
 from relprop.operations.quotients import flush_tiny_
-from relprop.recurrent.reduced import Inflow, Outflow, _join
-from relprop.recurrent.tape import Tape
 from relprop.rules import Recurrent
 
 __all__ = ["stepwise_relevance"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from relprop.backends.forms.layer import Layer, Tensors
+from relprop.backends.aten.forms.layer import Layer, Tensors
 from relprop.graph.maps import Conv
 from relprop.operations.quotients import divide, new_like
 from relprop.rules import Flat, WSquare, ZBox

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from relprop.backends.aten_linear import AtenLinear
+from relprop.backends.aten.linear import AtenLinear
+from relprop.backends.aten.recurrent.stack import AtenRecurrence
 from relprop.operations import Operation, Step
 from relprop.operations.base import run_by
 from relprop.operations.recurrent import Recurrence
-from relprop.recurrent.aten import AtenRecurrence
 
 __all__ = ["AtenBackend"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from relprop.backends.forms.layer import Layer, Tensors
+from relprop.backends.aten.forms.layer import Layer, Tensors
 from relprop.operations.quotients import divide
 from relprop.rules import Epsilon, Gamma
 from relprop.rules.terms import ABSOLUTE, IDENTITY

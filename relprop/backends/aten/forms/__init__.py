@@ -10,12 +10,12 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from relprop.backends.forms.constants import FlatForm, WSquareForm, ZBoxForm
-from relprop.backends.forms.general import GeneralForm
-from relprop.backends.forms.joint import JointForm
-from relprop.backends.forms.layer import Layer, Tensors
-from relprop.backends.forms.output import EpsilonForm, GammaForm
-from relprop.backends.forms.signs import (
+from relprop.backends.aten.forms.constants import FlatForm, WSquareForm, ZBoxForm
+from relprop.backends.aten.forms.general import GeneralForm
+from relprop.backends.aten.forms.joint import JointForm
+from relprop.backends.aten.forms.layer import Layer, Tensors
+from relprop.backends.aten.forms.output import EpsilonForm, GammaForm
+from relprop.backends.aten.forms.signs import (
     AlphaBetaForm,
     RectifiedAlphaBetaForm,
     WidenedForm,

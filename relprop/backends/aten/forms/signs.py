@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.backends.forms.layer import Layer, Tensors
+from relprop.backends.aten.forms.layer import Layer, Tensors
 from relprop.operations.quotients import divide, one_where_zero, quotient
 from relprop.rules import AlphaBeta, LinearRule
 from relprop.rules.terms import NEGATIVE, POSITIVE

@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from relprop.backends.forms.layer import Layer, Tensors
+from relprop.backends.aten.forms.layer import Layer, Tensors
 from relprop.operations.modifiers import modify
 from relprop.operations.quotients import divide, one_where_zero
 from relprop.rules import Joint, LinearRule

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from relprop.backends.products import Products
+from relprop.backends.aten.products import Products
 from relprop.rules import LinearRule
 from relprop.rules.terms import IDENTITY
 

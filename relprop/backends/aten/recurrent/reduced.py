@@ -22,10 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from relprop.backends.aten.recurrent.tape import Tape
 from relprop.graph.recurrent import CELLED
 from relprop.operations.base import quotient
 from relprop.operations.quotients import flush_tiny_, stabilized
-from relprop.recurrent.tape import Tape
 
 __all__ = ["Inflow", "Outflow", "Scan", "reduced_relevance", "scan_of"]
 

@@ -2,7 +2,7 @@
 
 The library's pass and a second one for the gates would be twice the products, and gates of all
 steps at once are more memory than a cache holds: here a step's gates live in one small buffer, and
-alpha and beta (see `relprop.recurrent.reduced`) are all that is kept of them.  The input's products
+alpha and beta (see `relprop.backends.aten.recurrent.reduced`) are all that is kept of them.  The input's products
 are taken for a block of steps at once, which is twice as fast as one by one.
 """
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from relprop.backends.aten.recurrent.reduced import Scan
 from relprop.graph.recurrent import Direction
 from relprop.operations.quotients import stabilized
-from relprop.recurrent.reduced import Scan
 
 __all__ = ["fused_scan"]
 

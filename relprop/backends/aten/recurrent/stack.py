@@ -13,14 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.backends.aten.recurrent.fused import fused_scan
+from relprop.backends.aten.recurrent.reduced import (
+    Inflow,
+    Outflow,
+    Scan,
+    at_last,
+    reduced_relevance,
+    scan_of,
+)
+from relprop.backends.aten.recurrent.stepwise import stepwise_relevance
+from relprop.backends.aten.recurrent.tape import Tape, run
 from relprop.graph.recurrent import Direction, Layout
 from relprop.operations.base import Step, quotient
 from relprop.operations.precision import float32_products
 from relprop.operations.recurrent import Call, Parted, RecurrentRun, States
-from relprop.recurrent.fused import fused_scan
-from relprop.recurrent.reduced import Inflow, Outflow, Scan, at_last, reduced_relevance, scan_of
-from relprop.recurrent.steps import stepwise_relevance
-from relprop.recurrent.tape import Tape, run
 from relprop.rules import Recurrent
 
 __all__ = ["AtenRecurrence", "Saved", "forward", "relevance"]

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from relprop.backends import blockwise
-from relprop.backends.onednn import fused_adjoint, rectified_contraction, turned, turns
+from relprop.backends.aten import blockwise
+from relprop.backends.aten.onednn import fused_adjoint, rectified_contraction, turned, turns
 from relprop.graph.maps import Conv, Dense, LinearMap
 from relprop.operations.quotients import new_like
 from relprop.rules.terms import IDENTITY, NEGATIVE, POSITIVE, Modifier, modified
@@ -98,7 +98,7 @@ class Products:
         return self.w.shape[0]
 
     def weight(self, part: Modifier | _Stack, backwards: bool = False) -> Tensor:
-        """A part of the weight, as an operand; `backwards` as `relprop.backends.onednn.turned`."""
+        """A part of the weight, as an operand; `backwards` as `relprop.backends.aten.onednn.turned`."""
         if part == IDENTITY and self.dtype is self.w.dtype and not backwards:
             return self.w
         key = ("weight", part, self.dtype, backwards)

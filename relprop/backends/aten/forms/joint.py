@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from relprop.backends.forms.constants import ZBoxForm
-from relprop.backends.forms.layer import Layer, Tensors
-from relprop.backends.products import Products
+from relprop.backends.aten.forms.constants import ZBoxForm
+from relprop.backends.aten.forms.layer import Layer, Tensors
+from relprop.backends.aten.products import Products
 from relprop.graph.maps import CHANNELS_LAST, is_channels_last
 from relprop.operations.quotients import divide, new_like, one_where_zero
 from relprop.rules import Joint, ZBox

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.backends.forms import Form, Layer, form_of
-from relprop.backends.products import Products
+from relprop.backends.aten.forms import Form, Layer, form_of
+from relprop.backends.aten.products import Products
 from relprop.graph.maps import Dense
 from relprop.operations.precision import effective_precision, float32_products
 from relprop.operations.protocol import LinearCall

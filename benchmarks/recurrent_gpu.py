@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from benchmarks.rows import write_rows
 from benchmarks.timing import interleaved
-from relprop.backends import PRECISIONS, triton_recurrent
+from relprop.backends import PRECISIONS
 from relprop.backends.aten.recurrent import stack as aten
+from relprop.backends.triton import recurrent as triton_recurrent
 from relprop.graph.recurrent import Layout, directions_of
 from relprop.rules import Recurrent
 from relprop.tables import table

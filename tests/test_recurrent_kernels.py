@@ -145,7 +145,7 @@ def test_cuda_equals_float64(kind: str, hidden: int, precision: str) -> None:
 def test_a_cuda_graph_replays_the_same_bits(hidden: int) -> None:
     pytest.importorskip("triton")
     from benchmarks.recurrent_gpu import graph
-    from relprop.backends import triton_recurrent
+    from relprop.backends.triton import recurrent as triton_recurrent
     from relprop.graph.recurrent import Layout, directions_of
 
     layer = nn.LSTM(hidden, hidden, device="cuda")

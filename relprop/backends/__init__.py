@@ -27,7 +27,7 @@ def get(name: str) -> Backend:
 
             return ReferenceBackend()
         case "triton":
-            from relprop.backends.triton import TritonBackend
+            from relprop.backends.triton.backend import TritonBackend
 
             return TritonBackend()
     raise InputError(f"backend is {name!r}; expected 'aten', 'reference' or 'triton'")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relprop.backends.triton_fusion import Dividing, lower_of
-from relprop.backends.triton_operations.operands import check_operands, parts_of
+from relprop.backends.triton.fusion import Dividing, lower_of
+from relprop.backends.triton.operands import check_operands, parts_of
 from relprop.graph import Ref
 from relprop.operations import Step
 from relprop.operations.base import unbroadcast

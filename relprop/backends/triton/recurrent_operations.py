@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from relprop.backends.triton_recurrent import forward, limits_of, relevance
+from relprop.backends.triton.recurrent import forward, limits_of, relevance
 from relprop.operations import Step
 from relprop.operations.base import refuse
 from relprop.operations.recurrent import Call, Parted, Recurrence, RecurrentRun, States

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.backends.triton_operations.operands import check_operands
+from relprop.backends.triton.operands import check_operands
 from relprop.operations import Step
 from relprop.operations.pool import Reduction
 from relprop.operations.winner import Maximum

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.backends.triton_fusion import Dividing, lower_of
-from relprop.backends.triton_operations.operands import (
+from relprop.backends.triton.fusion import Dividing, lower_of
+from relprop.backends.triton.operands import (
     check_operands,
     images_of,
     parts_of,

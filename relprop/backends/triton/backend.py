@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.backends.triton_fusion import FusedCall, Saved, fuse, lower_of
-from relprop.backends.triton_operations import OPERATIONS, check_operands
-from relprop.backends.triton_operations.recurrent import TritonRecurrence, check_rule
+from relprop.backends.triton.fusion import FusedCall, Saved, fuse, lower_of
+from relprop.backends.triton.operations import OPERATIONS, check_operands
+from relprop.backends.triton.recurrent_operations import TritonRecurrence, check_rule
 from relprop.errors import InputError
 from relprop.graph import Graph
 from relprop.graph.maps import Conv, Diagonal, LinearMap

@@ -6,16 +6,16 @@ value, a kernel computes.
 
 from __future__ import annotations
 
-from relprop.backends.triton_operations.operands import check_operands
-from relprop.backends.triton_operations.pooling import (
+from relprop.backends.triton.operands import check_operands
+from relprop.backends.triton.pooling import (
     TritonAdaptiveAveragePooling,
     TritonAdaptiveMaxPooling,
     TritonAveragePooling,
     TritonMaxPooling,
     TritonResampling,
 )
-from relprop.backends.triton_operations.reductions import TritonMaximum, TritonReduction
-from relprop.backends.triton_operations.sums import TritonSum
+from relprop.backends.triton.reductions import TritonMaximum, TritonReduction
+from relprop.backends.triton.sums import TritonSum
 from relprop.operations import Operation
 from relprop.operations.pointwise import Addition, Difference
 from relprop.operations.pool import AdaptiveAveragePooling, AveragePooling, Reduction

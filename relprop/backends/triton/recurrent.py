@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from relprop.backends.triton_operations.operands import check_operands
+from relprop.backends.triton.operands import check_operands
 from relprop.graph.recurrent import Direction, Layout
 from relprop.operations.recurrent import Parted, States
 from relprop.rules import Recurrent

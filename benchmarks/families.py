@@ -23,7 +23,7 @@ from benchmarks.recording import environment, write_record
 from benchmarks.zoo import FAMILIES, Family, randomised
 from relprop import composites
 from relprop.conservation import ConservationReport
-from relprop.plan import Plan
+from relprop.engine.plan import Plan
 from relprop.tables import table
 
 __all__ = ["Conservation", "conservation", "main"]

@@ -19,10 +19,10 @@ __all__ = ["work"]
 def work(subject: Subject, method: Any, targets: int = 1) -> Work:
     """The products of an explanation of a batch: those of all layers that relevance crosses."""
     # late: other versions of the library, which are timed without a floor, may lack these
+    from relprop.engine.plan import Plan
+    from relprop.engine.run import fixed_values
     from relprop.operations.recurrent import Recurrence
-    from relprop.plan import Plan
     from relprop.rules import LinearRule
-    from relprop.run import fixed_values
 
     box = PIXELS if method in ("epsilon_gamma_box", "deep_taylor") else None
     x, _ = subject.batches[0]

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from relprop.capture.call import Call
 from relprop.capture.modes import neutral_modes
+from relprop.engine.shared_forward import SharedForward
 from relprop.errors import InputError, is_out_of_memory
 from relprop.explainer import Explainer
 from relprop.explanation import Explanation
-from relprop.shared_forward import SharedForward
 
 __all__ = ["Comparison"]
 

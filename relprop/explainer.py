@@ -9,22 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relprop import backends, gradients, methods, run
+from relprop import backends, methods
 from relprop.capture.call import Call
 from relprop.capture.modes import neutral_modes
 from relprop.capture.unwrap import unwrap
 from relprop.conservation import StepRecord
+from relprop.engine import gradients, run
+from relprop.engine.gradients import GradientPlan
+from relprop.engine.groups import explain_within_memory
+from relprop.engine.inputs import NAN_POLICIES, check_inputs
+from relprop.engine.lengths import explain_by_length
+from relprop.engine.planner import AnyPlan, Planner
+from relprop.engine.selection import Starting, explained_inputs, explained_labels, layer_value
+from relprop.engine.shared_forward import SharedForward
+from relprop.engine.targets import squeeze_targets, start_sums
 from relprop.errors import InputError, PlanningError
 from relprop.explanation import Explanation
-from relprop.gradients import GradientPlan
 from relprop.graph import Graph
-from relprop.grouping import explain_within_memory
-from relprop.inputs import NAN_POLICIES, check_inputs
-from relprop.lengths import explain_by_length
-from relprop.planner import AnyPlan, Planner
-from relprop.selection import Starting, explained_inputs, explained_labels, layer_value
-from relprop.shared_forward import SharedForward
-from relprop.targets import squeeze_targets, start_sums
 
 __all__ = ["Explainer", "explain"]
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from relprop.backends import operators
+from relprop.engine.recurrent_call import Operands, Relevance
 from relprop.errors import InputError
 from relprop.graph.checks import check_rule, check_tensors, conv_map
 from relprop.graph.maps import Dense, LinearMap
-from relprop.recurrent.operands import Operands, Relevance
 from relprop.rules import LinearRule, Pass, Recurrent, Rule
 
 __all__ = [

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from relprop._version import __version__
-from relprop.analysis import analyse
 from relprop.capture.cache import captured
 from relprop.capture.call import Call
 from relprop.capture.unwrap import unwrap
+from relprop.engine.facts import analyse
+from relprop.engine.plan import unsupported
 from relprop.errors import InputError
 from relprop.operations import operation
-from relprop.plan import unsupported
 from relprop.tables import aligned, table
 
 __all__ = ["Check", "check", "info", "installed"]

@@ -23,7 +23,7 @@ class Method:
 
     Attributes:
         name: for tables and titles.
-        start: the starting value at the target, see `relprop.targets.seed`.
+        start: the starting value at the target, see `relprop.engine.targets.seed`.
     """
 
     name: str

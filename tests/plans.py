@@ -7,12 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from relprop import backends, rules, run
+from relprop import backends, rules
 from relprop.capture.modes import neutral_modes
 from relprop.capture.record import record
 from relprop.composites import Composite
+from relprop.engine import run
+from relprop.engine.plan import Plan
 from relprop.graph.canonical import canonical
-from relprop.plan import Plan
 
 
 class Function(nn.Module):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plans import Function, recorded
-from relprop.analysis import analyse
 from relprop.capture.modes import neutral_modes
 from relprop.capture.record import record
+from relprop.engine.facts import analyse
 from relprop.errors import PlanningError
 from relprop.graph.canonical import canonical
 

@@ -216,7 +216,7 @@ class TestExplain:
         self, out: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         runs, seen = [0], []
-        sequential, forward = nn.Sequential.forward, relprop.run.forward
+        sequential, forward = nn.Sequential.forward, relprop.engine.run.forward
 
         def counted(self: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
             runs[0] += 1
@@ -227,7 +227,7 @@ class TestExplain:
             return forward(*arguments)
 
         monkeypatch.setattr(nn.Sequential, "forward", counted)
-        monkeypatch.setattr("relprop.run.forward", noted)
+        monkeypatch.setattr("relprop.engine.run.forward", noted)
         assert explain(MODEL, SAMPLE, "--limit", 6, "--batch-size", 2, "--out", out) == 0
         assert len(seen) == 3 and {*seen, *runs} == {seen[0]} and seen[0] > 0
 

@@ -104,7 +104,7 @@ def test_reduced_precision_stays_near(backend: str, precision: str) -> None:
 @pytest.mark.parametrize("backend", ["aten", "triton"])
 def test_replayed_as_explained(backend: str) -> None:
     pytest.importorskip("triton")
-    from relprop.graphed import GraphedExplainer
+    from relprop.engine.graphed import GraphedExplainer
 
     model = models.load("mnist_cnn").cuda()
     explainer = relprop.Explainer(model, "epsilon_alpha2_beta1", backend=backend, frozen=True)

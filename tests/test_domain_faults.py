@@ -20,7 +20,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from relprop import targets
 from relprop.backends.aten import blockwise
 from relprop.backends.aten.forms.layer import Layer
 from relprop.backends.aten.products import Products
@@ -28,6 +27,7 @@ from relprop.backends.aten.recurrent import stack as recurrent
 from relprop.backends.aten.recurrent import tape
 from relprop.backends.reference import linear as reference
 from relprop.backends.reference import recurrent as naive
+from relprop.engine import targets
 from relprop.errors import RelpropError
 from relprop.graph.folding import _scale_bias
 from relprop.graph.maps import Conv

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import relprop
+from relprop.engine.graphed import GraphedExplainer
 from relprop.errors import InputError
-from relprop.graphed import GraphedExplainer
 
 
 class Anew:

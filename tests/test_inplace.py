@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from plans import everywhere, recorded
 from relprop import rules
-from relprop.plan import Plan
+from relprop.engine.plan import Plan
 
 
 class Chain(nn.Module):

@@ -46,7 +46,7 @@ def test_check_explains_nothing_and_needs_a_tensor() -> None:
 
 def test_a_loop_of_explain_captures_and_plans_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from relprop.capture import cache as captured
-    from relprop.plan import Plan
+    from relprop.engine.plan import Plan
 
     counts = {"captures": 0, "plans": 0}
     capture, make = captured.capture_by_export, Plan.make.__func__  # type: ignore[attr-defined]

@@ -15,8 +15,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from relprop.engine.plan import Plan
 from relprop.errors import InputError, PlanningError
-from relprop.plan import Plan
 
 peer: Any = pytest.importorskip("captum.attr", reason="Captum is not installed")
 

@@ -14,9 +14,9 @@ from closeness import same_numbers
 from torch import nn
 
 import relprop
+from relprop.engine.plan import Plan
 from relprop.errors import InputError, PlanningError
 from relprop.integrations.quantus import explain
-from relprop.plan import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

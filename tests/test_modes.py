@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import relprop
-from relprop import backends, methods, run
+from relprop import backends, methods
 from relprop.capture import cache as captured_module
+from relprop.engine import run
 from relprop.graph import CAPTURE_LOCK
 from relprop.graph.evaluate import source_values
 

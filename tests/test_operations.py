@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import relprop
-from relprop import backends, rules, run
+from relprop import backends, rules
 from relprop.capture.export import capture_by_export
 from relprop.capture.modes import neutral_modes
 from relprop.capture.record import record
 from relprop.composites import Composite
+from relprop.engine import run
+from relprop.engine.plan import Plan
 from relprop.errors import PlanningError
 from relprop.graph import Graph
 from relprop.graph.canonical import canonical
 from relprop.operations import registered
-from relprop.plan import Plan
 
 aten = torch.ops.aten
 

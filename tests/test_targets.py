@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from relprop.engine.targets import resolve_target, seed, squeeze_targets, start_sums
 from relprop.errors import InputError
-from relprop.targets import resolve_target, seed, squeeze_targets, start_sums
 
 OUTPUT = torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]])
 

@@ -19,7 +19,7 @@ import torch
 from job_support import COUNT, everything, files_of, shard_of, spawn
 
 import relprop
-import relprop.run
+import relprop.engine.run
 from relprop.batch import verify_job
 from relprop.batch.locks import JobLock
 from relprop.batch.manifest import read_manifest
@@ -105,7 +105,7 @@ class TestMemory:
 
     @staticmethod
     def limit(monkeypatch: pytest.MonkeyPatch, most: int, spoiled: float | None = None) -> None:
-        forward = relprop.run.forward
+        forward = relprop.engine.run.forward
 
         def limited(plan: Any, engine: Any, model: Any, values: Any) -> Any:
             (x,) = values.values()
@@ -113,7 +113,7 @@ class TestMemory:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return forward(plan, engine, model, values)
 
-        monkeypatch.setattr("relprop.run.forward", limited)
+        monkeypatch.setattr("relprop.engine.run.forward", limited)
 
     def test_a_batch_is_halved_and_no_sample_lost(
         self, job: Runs, monkeypatch: pytest.MonkeyPatch

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.traffic import Launch, recorded
-from relprop import backends, methods, run
+from relprop import backends, methods
 from relprop.capture.export import capture_by_export
+from relprop.engine import run
+from relprop.engine.plan import Plan
 from relprop.graph import Graph
 from relprop.graph.canonical import canonical
-from relprop.plan import Plan
 
 WIDTHS = [64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0]
 """Channels of VGG-16's convolutions; 0 is a pooling."""

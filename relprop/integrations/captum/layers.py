@@ -8,18 +8,18 @@ from captum.attr import LayerAttribution
 from captum.attr import LayerLRP as CaptumLayerLRP
 from torch import Tensor, nn
 
-from relprop import run
 from relprop.capture.call import Call
 from relprop.capture.modes import neutral_modes
 from relprop.capture.unwrap import unwrap
+from relprop.engine import run
+from relprop.engine.plan import Plan
+from relprop.engine.selection import layer_value
+from relprop.engine.targets import resolve_target, seed, squeeze_targets, start_sums
 from relprop.errors import InputError
 from relprop.explainer import Explainer
 from relprop.integrations.captum.forms import Arguments, target_of, unwrappable
 from relprop.integrations.captum.lrp import LRP
 from relprop.integrations.captum.strict import StrictResult
-from relprop.plan import Plan
-from relprop.selection import layer_value
-from relprop.targets import resolve_target, seed, squeeze_targets, start_sums
 
 __all__ = ["LayerLRP"]
 

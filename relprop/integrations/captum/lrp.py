@@ -11,6 +11,7 @@ from torch import nn
 
 from relprop.capture.call import Call
 from relprop.capture.unwrap import unwrap
+from relprop.engine.plan import Plan
 from relprop.errors import PlanningError
 from relprop.explainer import Explainer
 from relprop.integrations.captum.forms import Arguments, like_inputs, target_of, unwrappable
@@ -18,7 +19,6 @@ from relprop.integrations.captum.holding import Holding
 from relprop.integrations.captum.rules import ModuleRules, composite_of
 from relprop.integrations.captum.strict import StrictResult, layer_rules, strict_relevance
 from relprop.methods import PropagationMethod
-from relprop.plan import Plan
 from relprop.rules import Epsilon
 
 __all__ = ["LRP"]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from zennit.core import Composite
 
-from relprop import run
 from relprop.capture.call import Call
 from relprop.capture.modes import neutral_modes
+from relprop.engine import run
+from relprop.engine.plan import Plan
 from relprop.errors import InputError
 from relprop.explainer import Explainer
 from relprop.integrations.zennit import rules
@@ -23,7 +24,6 @@ from relprop.integrations.zennit.lookup import Lookup
 from relprop.integrations.zennit.reading import own_rule
 from relprop.integrations.zennit.relu import ReLUMode
 from relprop.methods import PropagationMethod
-from relprop.plan import Plan
 
 __all__ = ["Session"]
 

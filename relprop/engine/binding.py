@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
-from relprop.analysis import Facts, carrying_refs
 from relprop.composites import Composite
+from relprop.engine.facts import Facts, carrying_refs
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
 from relprop.operations import Operation, Step, operation

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from relprop.analysis import Facts, leading_to
 from relprop.backends import get
-from relprop.binding import Binder, rule_text
 from relprop.composites import Composite, LayerInfo
+from relprop.engine.binding import Binder, rule_text
+from relprop.engine.facts import Facts, leading_to
+from relprop.engine.rectified import rectify
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
 from relprop.graph.maps import Conv
-from relprop.inplace import rectify
 from relprop.operations import Step, operation
 from relprop.operations.protocol import Backend, Fusing
 from relprop.tables import table

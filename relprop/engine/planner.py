@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from relprop import backends
 from relprop.capture.cache import KEPT, captured
 from relprop.capture.call import Call
-from relprop.gradients import GradientPlan
+from relprop.engine.gradients import GradientPlan
+from relprop.engine.plan import Plan
+from relprop.engine.run import Engine
+from relprop.engine.selection import explained_labels, output_value
 from relprop.graph import Graph
 from relprop.methods import GradientMethod, Method, PropagationMethod
-from relprop.plan import Plan
-from relprop.run import Engine
-from relprop.selection import explained_labels, output_value
 
 __all__ = ["AnyPlan", "Planner"]
 

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from relprop import run
 from relprop.capture.call import Call
 from relprop.capture.modes import neutral_modes
+from relprop.engine import run
+from relprop.engine.inputs import check_inputs
+from relprop.engine.plan import Plan
+from relprop.engine.planner import Planner
+from relprop.engine.targets import resolve_target, seed, squeeze_targets
 from relprop.errors import InputError
-from relprop.inputs import check_inputs
-from relprop.plan import Plan
-from relprop.planner import Planner
-from relprop.targets import resolve_target, seed, squeeze_targets
 
 __all__ = ["GraphedExplainer"]
 

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relprop.binding import rule_text
 from relprop.conservation import StepRecord
+from relprop.engine.binding import rule_text
+from relprop.engine.plan import Plan
 from relprop.errors import RelpropError, is_out_of_memory
 from relprop.graph import Graph, Node
 from relprop.graph.evaluate import located, source_values
 from relprop.operations import Parts, Step
 from relprop.operations.joined import joined
 from relprop.operations.protocol import Backend
-from relprop.plan import Plan
 
 __all__ = [
     "Engine",

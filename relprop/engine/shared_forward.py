@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relprop import run
-from relprop.gradients import GradientPlan, Switch, differentiable_values
+from relprop.engine import run
+from relprop.engine.gradients import GradientPlan, Switch, differentiable_values
+from relprop.engine.plan import Plan
+from relprop.engine.planner import AnyPlan
+from relprop.engine.run import Engine
 from relprop.methods import GradientMethod
 from relprop.operations.precision import float32_products
-from relprop.plan import Plan
-from relprop.planner import AnyPlan
-from relprop.run import Engine
 
 __all__ = ["SharedForward"]
 

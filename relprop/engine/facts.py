@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from relprop.engine.gates import is_gate, is_magnitude
 from relprop.errors import PlanningError
-from relprop.gates import is_gate, is_magnitude
 from relprop.graph import Graph, Node, Ref
 from relprop.operations.traits import traits
 

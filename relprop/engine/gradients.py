@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relprop.analysis import Facts, leading_to
+from relprop.engine.facts import Facts, leading_to
 from relprop.errors import InputError
 from relprop.graph import Graph, Node
 from relprop.graph.evaluate import located, source_values

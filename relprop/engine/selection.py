@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from relprop.capture.call import Call
+from relprop.engine.gradients import GradientPlan
+from relprop.engine.inputs import check_finite
+from relprop.engine.plan import Plan
+from relprop.engine.targets import Target, resolve_target, seed
 from relprop.errors import InputError
-from relprop.gradients import GradientPlan
 from relprop.graph import Graph, Ref, refs_of
-from relprop.inputs import check_finite
 from relprop.operations.traits import traits
-from relprop.plan import Plan
-from relprop.targets import Target, resolve_target, seed
 
 __all__ = ["Starting", "explained_inputs", "explained_labels", "layer_value", "output_value"]
 

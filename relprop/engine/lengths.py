@@ -13,10 +13,10 @@ from torch import nn
 
 from relprop.capture.call import Call
 from relprop.capture.time import time_axes
+from relprop.engine.groups import Explain, explain_group, joined
 from relprop.errors import InputError
 from relprop.explanation import Explanation
 from relprop.graph.recurrent import checked_lengths
-from relprop.grouping import Explain, explain_group, joined
 
 __all__ = ["explain_by_length"]
 

@@ -6,8 +6,8 @@ With `f_t(a)` the modified input, `g_t(W)` the modified weight and `R` the relev
     quotient      s_g  = scale_g * gate_g(z) * R / st(z_g)      (0 where st(z_g) is 0)
     adjoint       R_in = sum_g sum_t f_t(a) * (g_t(W)^T s_g)
 
-`st(z) = z + epsilon * sgn(z)` with `sgn(0) = +1`.  `relprop.backends.reference.linear` is the naive evaluation
-of this table, `relprop.backends` the fast ones.
+`st(z) = z + epsilon * sgn(z)` with `sgn(0) = +1`.  `relprop.backends.reference` is the naive
+evaluation of this table, the other backends are the fast ones.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Products:
         return self.w.shape[0]
 
     def weight(self, part: Modifier | _Stack, backwards: bool = False) -> Tensor:
-        """A part of the weight, as an operand; `backwards` as `relprop.backends.aten.onednn.turned`."""
+        """A part of the weight, as an operand; `backwards` as in `onednn.turned`."""
         if part == IDENTITY and self.dtype is self.w.dtype and not backwards:
             return self.w
         key = ("weight", part, self.dtype, backwards)

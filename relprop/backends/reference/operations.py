@@ -1,7 +1,7 @@
 """The naive relevance of every operation that is no linear layer, for `backend="reference"`.
 
-Linear layers have `relprop.backends.reference.linear`; here its functions are applied to the other operations of
-a plan, one target at a time, by how they carry relevance.
+Linear layers have `linear` beside this file; here its functions are applied to the other
+operations of a plan, one target at a time, by how they carry relevance.
 """
 
 from __future__ import annotations

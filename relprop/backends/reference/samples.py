@@ -26,7 +26,7 @@ def relevance_of_samples(
     """Relevance of the input and of the initial states, `[K, *shape]` each.
 
     Args:
-        layout, directions, x, h0, c0, rule, lengths: as in `relprop.backends.aten.recurrent.stack.forward`.
+        layout, directions, x, h0, c0, rule, lengths: as in `recurrent.naive_relevance`.
         relevance: of the output, the last hidden states, the last cells, `[K, *shape]` or None.
     """
     sequences = x if layout.batch_first else x.transpose(0, 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from relprop.backends.triton.fusion import FusedCall, Saved, fuse, lower_of
 from relprop.backends.triton.operations import OPERATIONS, check_operands
-from relprop.backends.triton.recurrent_operations import TritonRecurrence, check_rule
+from relprop.backends.triton.recurrent import TritonRecurrence, check_rule
 from relprop.errors import InputError
 from relprop.graph import Graph
 from relprop.graph.maps import Conv, Diagonal, LinearMap

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from relprop.backends.triton.operands import check_operands
 from relprop.graph.recurrent import Direction, Layout
-from relprop.operations.recurrent import Parted, States
+from relprop.operations import Step
+from relprop.operations.base import refuse
+from relprop.operations.recurrent import Call, Parted, Recurrence, RecurrentRun, States
 from relprop.rules import Recurrent
 
 if TYPE_CHECKING:
     from relprop.kernels.recurrent.launch import Recurrence as LayerSaved
 
-__all__ = ["Saved", "forward", "limits_of", "relevance"]
+__all__ = ["Saved", "TritonRecurrence", "check_rule", "forward", "relevance"]
 
 
 @dataclass(frozen=True)
@@ -150,3 +152,30 @@ def _stacked(
         stacked([w.b_ih for w in directions]),
         stacked([w.b_hh for w in directions]),
     )
+
+
+class TritonRecurrence(RecurrentRun):
+    """Recurrent steps by kernels."""
+
+    backend = "triton"
+
+    def run(self, step: Step, call: Call) -> tuple[States, Any]:
+        assert isinstance(step.rule, Recurrent)
+        precision = step.options.get("precision", "highest")
+        return forward(*call[:-1], step.rule, call.lengths, precision, step.where)
+
+    def carried_back(self, saved: Any, given: Sequence[Tensor | None]) -> Parted:
+        return relevance(saved, *given)
+
+
+def check_rule(step: Step) -> None:
+    """Refuse, at planning time, a recurrent step that no kernel serves.
+
+    Raises:
+        PlanningError: the rule asks for more than the kernels do, or the layer projects.
+    """
+    assert isinstance(step.rule, Recurrent)
+    assert isinstance(step.operation, Recurrence)
+    reason = limits_of(step.rule, step.operation.projects(step.node))
+    if reason is not None:
+        raise refuse(step, reason)

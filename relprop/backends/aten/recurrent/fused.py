@@ -2,7 +2,7 @@
 
 The library's pass and a second one for the gates would be twice the products, and gates of all
 steps at once are more memory than a cache holds: here a step's gates live in one small buffer, and
-alpha and beta (see `relprop.backends.aten.recurrent.reduced`) are all that is kept of them.  The input's products
+alpha and beta (see `reduced`) are all that is kept of them.  The input's products
 are taken for a block of steps at once, which is twice as fast as one by one.
 """
 

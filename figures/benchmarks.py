@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.recording import RECORDS
 from benchmarks.report import load
 from figures.charts import PAGE_INCHES, chart
-from relprop.figure import save_figure
+from relprop.image.figure import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

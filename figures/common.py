@@ -17,7 +17,7 @@ from relprop.data import Task
 from relprop.errors import FileFormatError
 from relprop.evaluation import SAMPLES, Cell, Job, Setting, evaluate, network
 from relprop.evaluation.reported import TITLES
-from relprop.figure import save_figure
+from relprop.image.figure import save_figure
 from relprop.models import study
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import relprop
-from relprop.colours import colours
+from relprop.image.colours import colours
 from relprop.rules import Epsilon
 
 CLASSES = ("numbers", "networks")

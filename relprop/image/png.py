@@ -1,8 +1,4 @@
-"""Relevance as pictures: symmetric normalisation, the colour map, grids, PNG files, figures.
-
-Arrays in, arrays out (torch tensors are taken too); nothing but NumPy is needed up to `save_png`.
-`heatmap_figure` needs Matplotlib, which comes with `pip install 'relprop[figures]'`.
-"""
+"""Grids of pictures, and PNG files without a library for them."""
 
 from __future__ import annotations
 
@@ -14,31 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from relprop.atomic import replacing
-from relprop.colours import (
-    Pixels,
-    colours,
-    fade,
-    grey,
-    heatmap,
-    legend,
-    normalise,
-    sum_channels,
-)
 from relprop.errors import InputError
-from relprop.figure import heatmap_figure
+from relprop.image.colours import Pixels
 
-__all__ = [
-    "colours",
-    "fade",
-    "grey",
-    "grid",
-    "heatmap",
-    "heatmap_figure",
-    "legend",
-    "normalise",
-    "save_png",
-    "sum_channels",
-]
+__all__ = ["grid", "save_png"]
 
 
 def grid(images: Pixels, columns: int, pad: int = 2) -> Pixels:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relprop.atomic import replacing
-from relprop.colours import Array, Pixels, fade, grey, heatmap, legend
 from relprop.errors import InputError, RelpropError
+from relprop.image.colours import Array, Pixels, fade, grey, heatmap, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

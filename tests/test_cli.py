@@ -339,7 +339,7 @@ class TestFolders:
 
     def test_preprocessing_is_torchvisions(self, tmp_path: Path) -> None:
         transforms = pytest.importorskip("torchvision.transforms")
-        from relprop.cli.preprocess import Preprocess
+        from relprop.io.preprocess import Preprocess
 
         save_image(tmp_path / "a.png", (37, 53))
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -360,7 +360,7 @@ class TestFolders:
         assert "resized to" in line and "cap" in line
 
     def test_grey_of_16_bits(self, tmp_path: Path) -> None:
-        from relprop.cli.preprocess import Preprocess
+        from relprop.io.preprocess import Preprocess
 
         values = np.array([[0, 257, 65535], [32896, 514, 771]], dtype=np.uint16)
         Image.fromarray(values).save(tmp_path / "deep.png")

@@ -14,8 +14,8 @@ from relprop.batch.preparing import local_device, made_manifest, prepare, reader
 from relprop.batch.spec import JobSpec
 from relprop.batch.status import Status, Stop, closing
 from relprop.batch.worker import Tally, Worker, shard_order
-from relprop.cli.files import printable
 from relprop.errors import FileFormatError, InputError
+from relprop.io.files import printable
 
 __all__ = ["run_job", "seal"]
 

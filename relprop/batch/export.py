@@ -15,9 +15,9 @@ from torch import Tensor
 from relprop import image
 from relprop.atomic import replacing
 from relprop.batch.reader import Job, open_job
-from relprop.batch.tables import pyarrow_parquet
-from relprop.cli.files import printable
 from relprop.errors import InputError
+from relprop.io.files import printable
+from relprop.io.tables import pyarrow_parquet
 
 __all__ = ["WRITERS", "export_job"]
 

@@ -14,8 +14,8 @@ from relprop.batch import parquet
 from relprop.batch.manifest import FILE, Manifest
 from relprop.batch.shard_reader import ShardReader
 from relprop.batch.shard_writer import ShardWriter
-from relprop.cli.files import printable
 from relprop.errors import FileFormatError, RelpropError
+from relprop.io.files import printable
 
 __all__ = [
     "Reader",

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from relprop._version import __version__
 from relprop.batch.loading import Loaded
 from relprop.batch.spec import JobSpec
-from relprop.cli.files import printable
-from relprop.cli.opening import source_options
-from relprop.cli.sources import Numbered, Source
+from relprop.io.files import printable
+from relprop.io.opening import source_options
+from relprop.io.sources import Numbered, Source
 
 __all__ = ["environment_of", "identity_of"]
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from relprop.batch.rows import Failure
-from relprop.cli.files import printable
-from relprop.cli.sources import Failed, Item, Source
 from relprop.errors import InputError, RelpropError
+from relprop.io.files import printable
+from relprop.io.sources import Failed, Item, Source
 
 __all__ = ["Inputs", "Loaded", "Loader", "Task", "windows"]
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from relprop.cli.files import printable
 from relprop.errors import RelpropError
+from relprop.io.files import printable
 
 __all__ = ["BusyError", "JobLock"]
 

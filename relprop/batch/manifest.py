@@ -16,8 +16,8 @@ from typing import Any
 
 from relprop.atomic import replacing
 from relprop.batch.options import FORMATS, MAX_SHARD_SIZE
-from relprop.cli.files import printable, require_file
 from relprop.errors import FileFormatError, InputError
+from relprop.io.files import printable, require_file
 
 __all__ = ["FILE", "Manifest", "Record", "read_manifest", "require_same", "write_manifest"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.cli.outputs import SetupError
+from relprop.io.outputs import SetupError
 
 __all__ = ["largest_entries", "predictions", "scores", "target_column"]
 

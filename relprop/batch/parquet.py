@@ -17,9 +17,9 @@ from torch import Tensor
 
 from relprop.batch.manifest import Manifest, Record
 from relprop.batch.rows import COLUMNS, Failure, Rows, little_endian, pack_failures, unpack_failures
-from relprop.batch.tables import pyarrow_parquet
-from relprop.cli.files import printable, require_file
 from relprop.errors import FileFormatError, RelpropError
+from relprop.io.files import printable, require_file
+from relprop.io.tables import pyarrow_parquet
 
 __all__ = ["ParquetReader", "ParquetShardWriter"]
 

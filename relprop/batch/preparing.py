@@ -20,12 +20,12 @@ from relprop.batch.reduce import parse_reduction
 from relprop.batch.spec import JobSpec
 from relprop.batch.summaries import Summaries
 from relprop.batch.tuning import best_batch_size
-from relprop.cli.files import printable
-from relprop.cli.imports import imported
-from relprop.cli.opening import method_options, open_inputs, output_key
-from relprop.cli.sources import Source
 from relprop.errors import InputError
 from relprop.explainer import Explainer
+from relprop.io.files import printable
+from relprop.io.imports import imported
+from relprop.io.opening import method_options, open_inputs, output_key
+from relprop.io.sources import Source
 
 __all__ = [
     "Prepared",

@@ -17,8 +17,8 @@ from relprop.batch.preparing import join_job, local_device, readers_of
 from relprop.batch.spec import JobSpec
 from relprop.batch.status import Status, Stop
 from relprop.batch.worker import Tally, Worker, shard_order
-from relprop.cli.files import printable
 from relprop.errors import RelpropError
+from relprop.io.files import printable
 
 __all__ = ["run_processes"]
 

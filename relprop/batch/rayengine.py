@@ -20,8 +20,8 @@ from relprop.batch.preparing import join_job
 from relprop.batch.spec import JobSpec
 from relprop.batch.status import Status, Stop
 from relprop.batch.worker import Tally, Worker
-from relprop.cli.files import printable
 from relprop.errors import FileFormatError, RelpropError
+from relprop.io.files import printable
 
 __all__ = ["run_ray"]
 

@@ -17,8 +17,8 @@ from relprop.batch.files import Reader, open_shard, present_shards
 from relprop.batch.manifest import Manifest, read_manifest
 from relprop.batch.rows import COLUMNS, Failure
 from relprop.batch.summaries import merged
-from relprop.cli.files import printable
 from relprop.errors import FileFormatError, InputError
+from relprop.io.files import printable
 
 __all__ = ["Job", "open_job"]
 

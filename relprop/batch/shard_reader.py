@@ -15,8 +15,8 @@ from torch import Tensor
 from relprop.batch.manifest import Manifest, Record
 from relprop.batch.rows import COLUMNS, Failure, unpack_failures
 from relprop.batch.shard_format import DATA, DTYPES, FORMAT, VERSION, checksum
-from relprop.cli.files import printable, require_file
 from relprop.errors import FileFormatError
+from relprop.io.files import printable, require_file
 
 __all__ = ["ShardReader"]
 

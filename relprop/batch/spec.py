@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from relprop.batch.options import ENGINES, FORMATS, MAX_SHARD_SIZE, SHARD_SIZE, STORED
-from relprop.cli.files import MAX_BYTES, MAX_PIXELS
 from relprop.errors import InputError
+from relprop.io.files import MAX_BYTES, MAX_PIXELS
 
 __all__ = ["JobSpec"]
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from relprop.batch.files import Reader, open_shard, present_shards
 from relprop.batch.manifest import Manifest, read_manifest
-from relprop.cli.files import printable
 from relprop.errors import FileFormatError
+from relprop.io.files import printable
 
 __all__ = ["Verdict", "verify_job"]
 

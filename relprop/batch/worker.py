@@ -18,8 +18,8 @@ from relprop.batch.preparing import Prepared
 from relprop.batch.rows import Failure
 from relprop.batch.sink import Sink
 from relprop.batch.spec import JobSpec
-from relprop.cli.files import printable
 from relprop.errors import FileFormatError, InputError, RelpropError
+from relprop.io.files import printable
 
 __all__ = ["Report", "Tally", "Worker", "shard_order"]
 

@@ -69,7 +69,7 @@ def _silence() -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str:
-    from relprop.cli.files import printable
+    from relprop.io.files import printable
 
     if isinstance(error, RelpropError | ValueError | OSError):
         return printable(error, 2000)

@@ -10,10 +10,10 @@ from typing import Any
 from relprop import models
 from relprop._version import __version__
 from relprop.cli.evaluate import add_evaluate
-from relprop.cli.files import MAX_BYTES, MAX_PIXELS
-from relprop.cli.inputs import DATA_HELP
 from relprop.cli.jobs import JOB_NOTES, add_job_commands, add_job_options
 from relprop.cli.training import add_train
+from relprop.io.files import MAX_BYTES, MAX_PIXELS
+from relprop.io.inputs import DATA_HELP
 
 __all__ = ["parser"]
 

@@ -19,14 +19,14 @@ from relprop.batch.spec import JobSpec
 from relprop.batch.worker import located
 from relprop.cli import jobs
 from relprop.cli.evaluate import run_evaluate
-from relprop.cli.files import printable
-from relprop.cli.opening import open_inputs
 from relprop.cli.output import Results, table
-from relprop.cli.outputs import SetupError, floating_dtype
 from relprop.cli.progress import Progress
-from relprop.cli.sources import Item, Source
 from relprop.cli.training import run_train
 from relprop.errors import InputError, ModelError
+from relprop.io.files import printable
+from relprop.io.opening import open_inputs
+from relprop.io.outputs import SetupError, floating_dtype
+from relprop.io.sources import Item, Source
 
 __all__ = ["COMMANDS", "check", "explain", "info"]
 

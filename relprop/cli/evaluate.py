@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from relprop.cli.files import printable
 from relprop.errors import InputError
 from relprop.evaluation import SAMPLES, Cell, Job, Setting, evaluate, report
 from relprop.evaluation.measure import BATCH
 from relprop.evaluation.reported import MODELS, TASKS, TITLES
+from relprop.io.files import printable
 from relprop.models import study
 
 __all__ = ["add_evaluate", "run_evaluate"]

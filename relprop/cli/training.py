@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from relprop import data
-from relprop.cli.device import chosen_device
 from relprop.cli.progress import Progress
 from relprop.data import Task
 from relprop.errors import InputError
+from relprop.io.device import chosen_device
 from relprop.models import study
 from relprop.models.study.training import ACCEPTED, EPOCHS, PAIRS, start, train, weights_path
 from relprop.models.training import Recipe, Training

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 import relprop
 from relprop.batch import verify_job
-from relprop.cli.inputs import open_source
-from relprop.cli.sources import Item, SourceOptions
 from relprop.errors import FileFormatError, InputError
+from relprop.io.inputs import open_source
+from relprop.io.sources import Item, SourceOptions
 
 Runs = Callable[..., tuple[int, Path]]
 

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from relprop import data, models
-from relprop.cli.device import chosen_device
-from relprop.cli.inputs import open_source
-from relprop.cli.loading import load_model
-from relprop.cli.preprocess import Preprocess
-from relprop.cli.sources import Source, SourceOptions
 from relprop.errors import InputError
+from relprop.io.device import chosen_device
+from relprop.io.inputs import open_source
+from relprop.io.loading import load_model
+from relprop.io.preprocess import Preprocess
+from relprop.io.sources import Source, SourceOptions
 
 __all__ = ["method_options", "open_inputs", "output_key", "source_options"]
 

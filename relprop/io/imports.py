@@ -7,8 +7,8 @@ import os
 import sys
 from typing import Any
 
-from relprop.cli.files import printable
 from relprop.errors import InputError
+from relprop.io.files import printable
 
 __all__ = ["imported", "require_trust"]
 

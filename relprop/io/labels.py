@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from relprop.cli.files import open_npy, printable, require_file
 from relprop.data import read_idx
 from relprop.errors import FileFormatError, InputError
+from relprop.io.files import open_npy, printable, require_file
 
 __all__ = ["folder_labels", "listed_labels", "named_labels"]
 

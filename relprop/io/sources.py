@@ -1,7 +1,7 @@
 """What the command line explains: named inputs, read one at a time by position.
 
 A source is opened once (headers, file lists); an input that cannot be read is handed on as
-`Failed`, and the rest goes on.  `relprop.cli.inputs.open_source` opens what the user named.
+`Failed`, and the rest goes on.  `relprop.io.inputs.open_source` opens what the user named.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from relprop.cli.files import MAX_BYTES, MAX_PIXELS, printable
-from relprop.cli.preprocess import Preprocess
 from relprop.errors import FileFormatError, InputError
+from relprop.io.files import MAX_BYTES, MAX_PIXELS, printable
+from relprop.io.preprocess import Preprocess
 
 __all__ = ["IMAGE_SUFFIXES", "Failed", "Item", "Labelled", "Numbered", "Source", "SourceOptions"]
 

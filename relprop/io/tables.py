@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from relprop.cli.arrays import INPUT_NAMES, LABEL_NAMES, native
-from relprop.cli.files import printable, reading, require_file
-from relprop.cli.sources import Labelled, Numbered, Source, SourceOptions
 from relprop.errors import FileFormatError, InputError, RelpropError
+from relprop.io.arrays import INPUT_NAMES, LABEL_NAMES, native
+from relprop.io.files import printable, reading, require_file
+from relprop.io.sources import Labelled, Numbered, Source, SourceOptions
 
 __all__ = ["is_arrow_folder", "open_arrow_folder", "open_parquet", "pyarrow_parquet"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from relprop.cli.files import printable
 from relprop.errors import InputError
+from relprop.io.files import printable
 
 __all__ = ["chosen_device"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relprop.cli.files import load_image, printable
 from relprop.errors import FileFormatError, InputError
+from relprop.io.files import load_image, printable
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from relprop import models
-from relprop.cli.files import PICKLED_SUFFIXES, check_zip, printable, require_file
-from relprop.cli.imports import imported, require_trust
 from relprop.errors import FileFormatError, InputError
+from relprop.io.files import PICKLED_SUFFIXES, check_zip, printable, require_file
+from relprop.io.imports import imported, require_trust
 
 __all__ = ["load_model"]
 

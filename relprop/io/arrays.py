@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from relprop import data
-from relprop.cli.files import open_npy, open_npz, printable, require_file
-from relprop.cli.labels import listed_labels
-from relprop.cli.sources import Numbered, Source, SourceOptions
 from relprop.errors import FileFormatError, InputError
+from relprop.io.files import open_npy, open_npz, printable, require_file
+from relprop.io.labels import listed_labels
+from relprop.io.sources import Numbered, Source, SourceOptions
 
 __all__ = ["INPUT_NAMES", "LABEL_NAMES", "native", "open_idx", "open_numpy", "open_safetensors"]
 

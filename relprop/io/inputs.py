@@ -13,14 +13,14 @@ from pathlib import Path
 from torch import Tensor
 
 from relprop import data
-from relprop.batch.sources import named_dataset, open_url
-from relprop.batch.tables import is_arrow_folder, open_arrow_folder, open_parquet
-from relprop.cli.arrays import open_idx, open_numpy, open_safetensors
-from relprop.cli.files import PICKLED_SUFFIXES, printable, require_file
-from relprop.cli.labels import folder_labels, named_labels
-from relprop.cli.preprocess import Preprocess
-from relprop.cli.sources import IMAGE_SUFFIXES, Numbered, Source, SourceOptions
 from relprop.errors import FileFormatError, InputError, RelpropError
+from relprop.io.arrays import open_idx, open_numpy, open_safetensors
+from relprop.io.files import PICKLED_SUFFIXES, printable, require_file
+from relprop.io.labels import folder_labels, named_labels
+from relprop.io.preprocess import Preprocess
+from relprop.io.remote import named_dataset, open_url
+from relprop.io.sources import IMAGE_SUFFIXES, Numbered, Source, SourceOptions
+from relprop.io.tables import is_arrow_folder, open_arrow_folder, open_parquet
 
 __all__ = ["DATA_HELP", "KINDS", "open_source"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from relprop.cli.files import printable
 from relprop.errors import InputError, is_out_of_memory
+from relprop.io.files import printable
 
 __all__ = ["SetupError", "floating_dtype", "predicted_classes", "reason"]
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from relprop.cli.files import printable
-from relprop.cli.imports import imported
-from relprop.cli.sources import IMAGE_SUFFIXES, Labelled, Numbered, Source, SourceOptions
 from relprop.errors import FileFormatError, InputError, RelpropError
+from relprop.io.files import printable
+from relprop.io.imports import imported
+from relprop.io.sources import IMAGE_SUFFIXES, Labelled, Numbered, Source, SourceOptions
 
 __all__ = ["named_dataset", "open_url"]
 
@@ -66,7 +66,7 @@ def open_url(spec: str, options: SourceOptions, open_file: Callable[..., Source]
     Args:
         spec: the URL.
         options: how to read it.
-        open_file: opens a local path, as `relprop.cli.inputs.open_source` does.
+        open_file: opens a local path, as `relprop.io.inputs.open_source` does.
 
     Raises:
         FileFormatError: nothing there, too large, or not readable.

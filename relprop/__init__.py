@@ -13,7 +13,7 @@ from relprop.inspection import check, info
 
 if TYPE_CHECKING:
     from relprop.batch.reader import open_job
-    from relprop.innvestigate import create_analyzer
+    from relprop.integrations.innvestigate import create_analyzer
 
 __all__ = [
     "CaptureError",
@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:
 
         return open_job
     if name == "create_analyzer":  # and so are other libraries' interfaces
-        from relprop.innvestigate import create_analyzer
+        from relprop.integrations.innvestigate import create_analyzer
 
         return create_analyzer
     raise AttributeError(f"module 'relprop' has no attribute {name!r}")

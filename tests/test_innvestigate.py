@@ -13,10 +13,10 @@ from torch import nn
 
 import relprop
 from relprop.errors import InputError, PlanningError
-from relprop.innvestigate import ANALYZERS, create_analyzer
-from relprop.innvestigate.analyzers import Propagation
-from relprop.innvestigate.rules import RULES
 from relprop.integrations import peer
+from relprop.integrations.innvestigate import ANALYZERS, create_analyzer
+from relprop.integrations.innvestigate.analyzers import Propagation
+from relprop.integrations.innvestigate.rules import RULES
 
 NAMES = [
     "input", "random",

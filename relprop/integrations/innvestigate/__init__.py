@@ -7,7 +7,7 @@ The names and conventions are those of iNNvestigate 2.1.2 (Alber et al. 2019); n
 imported.
 """
 
-from relprop.innvestigate.analyzers import Analyzer
-from relprop.innvestigate.names import ANALYZERS, create_analyzer
+from relprop.integrations.innvestigate.analyzers import Analyzer
+from relprop.integrations.innvestigate.names import ANALYZERS, create_analyzer
 
 __all__ = ["ANALYZERS", "Analyzer", "create_analyzer"]

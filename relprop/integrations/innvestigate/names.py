@@ -12,8 +12,8 @@ from torch import nn
 
 from relprop.composites import Composite
 from relprop.errors import InputError
-from relprop.innvestigate.analyzers import Analyzer, Gradients, Propagation, Sampled
-from relprop.innvestigate.rules import alpha_beta, composite, inferred
+from relprop.integrations.innvestigate.analyzers import Analyzer, Gradients, Propagation, Sampled
+from relprop.integrations.innvestigate.rules import alpha_beta, composite, inferred
 from relprop.methods import PropagationMethod
 from relprop.rules import Epsilon
 

@@ -71,7 +71,6 @@ def _constant(value: Any) -> Any:
     return float.fromhex(value.hex()) if type(value) is float else value
 
 
-@torch.compiler.assume_constant_result
 def _registered(
     kind: type[Rule], names: tuple[str, ...], nested: tuple[bool, ...], *values: Any
 ) -> str:
@@ -97,6 +96,10 @@ def _registered(
     while type(_RULES.setdefault(key, rule)) is not kind:
         key += "+"
     return key
+
+
+# torch.compiler.assume_constant_result does this alone, but imports the compiler, and Triton with it
+_registered._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _rule(key: str) -> LinearRule:

@@ -40,7 +40,7 @@ $(STAMP): setup.py constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(PY) -m relprop.demo --out out/demo
+	$(PY) -m relprop.cli.demo --out out/demo
 
 # Two processes of one thread each: threads of two processes on two cores wait for one another.
 test: $(STAMP)

@@ -165,7 +165,7 @@ def _loop(model: LstmClassifier, epsilon: float) -> Explain:
 
 
 def _study(name: str, kind: Any, batch: int, device: str) -> Workload:
-    from relprop.models import study
+    from relprop.study import networks as study
 
     torch.manual_seed(0)
     model = study.build(name, 12, 7).eval().requires_grad_(False).to(device)

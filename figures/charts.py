@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from relprop.evaluation import METHODS
+from relprop.study.evaluation import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,10 +15,10 @@ from torch import nn
 from relprop import data
 from relprop.data import Task
 from relprop.errors import FileFormatError
-from relprop.evaluation import SAMPLES, Cell, Job, Setting, evaluate, network
-from relprop.evaluation.reported import TITLES
 from relprop.image.figure import save_figure
-from relprop.models import study
+from relprop.study import networks as study
+from relprop.study.evaluation import SAMPLES, Cell, Job, Setting, evaluate, network
+from relprop.study.evaluation.reported import TITLES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from figures.common import Places, lowest, run
 from relprop import data, image
-from relprop.evaluation import LABELS, Explained
-from relprop.evaluation.explained import TABLE
-from relprop.evaluation.reported import TITLES
-from relprop.models import study
+from relprop.study import networks as study
+from relprop.study.evaluation import LABELS, Explained
+from relprop.study.evaluation.explained import TABLE
+from relprop.study.evaluation.reported import TITLES
 
 MODELS = ("conv_deep", "conv_plus_deep", "r_lstm_sd", "conv_r_lstm_sd", "conv_plus_r_lstm_sd")
 CLASSES = {"mnist_maj": (1, 9, 0), "fashion_mnist_maj": (5, 7, 5)}

@@ -16,9 +16,9 @@ from figures.charts import METHOD_COLOURS, PAGE_INCHES, chart
 from figures.common import Places, run
 from relprop import metrics
 from relprop.data import Task
-from relprop.evaluation import LABELS, Explained
-from relprop.evaluation.reported import TITLES
-from relprop.models import study
+from relprop.study import networks as study
+from relprop.study.evaluation import LABELS, Explained
+from relprop.study.evaluation.reported import TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from figures.charts import MODEL_COLOURS, PAGE_INCHES, chart
 from figures.common import Places, run
-from relprop.evaluation import LABELS, Cell
-from relprop.evaluation.explained import TABLE
-from relprop.evaluation.reported import TITLES
-from relprop.models import study
+from relprop.study import networks as study
+from relprop.study.evaluation import LABELS, Cell
+from relprop.study.evaluation.explained import TABLE
+from relprop.study.evaluation.reported import TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

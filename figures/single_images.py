@@ -13,8 +13,8 @@ import torch
 
 from figures.common import Places, lowest, run
 from relprop import data, image
-from relprop.evaluation import LABELS, Explained
-from relprop.evaluation.reported import TITLES
+from relprop.study.evaluation import LABELS, Explained
+from relprop.study.evaluation.reported import TITLES
 
 MODEL = "conv_deep"
 CLASSES = {"mnist": (0, 3, 4, 7), "fashion_mnist": (0, 5, 8, 9)}

@@ -14,7 +14,7 @@ from torch import Tensor
 from figures.charts import PAGE_INCHES, chart
 from figures.common import Places, run
 from relprop import data
-from relprop.evaluation.reported import TITLES
+from relprop.study.evaluation.reported import TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

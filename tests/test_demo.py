@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from relprop import demo, methods
+from relprop import methods
+from relprop.cli import demo
 
 
 def test_every_method_is_shown() -> None:

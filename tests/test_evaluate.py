@@ -12,7 +12,8 @@ from relprop import Explainer, data, metrics
 from relprop._version import __version__
 from relprop.cli import main
 from relprop.errors import FileFormatError, InputError
-from relprop.evaluation import (
+from relprop.study import networks as study
+from relprop.study.evaluation import (
     SAMPLES,
     Cell,
     Explained,
@@ -22,12 +23,11 @@ from relprop.evaluation import (
     measure,
     report,
 )
-from relprop.evaluation.cells import fingerprint, read_cell, write_cell
-from relprop.evaluation.explained import TABLE
-from relprop.evaluation.report import ordering, reasons
-from relprop.evaluation.reported import COSINE, REFERENCES
-from relprop.models import study
-from relprop.models.study.accuracies import ACCURACY
+from relprop.study.evaluation.cells import fingerprint, read_cell, write_cell
+from relprop.study.evaluation.explained import TABLE
+from relprop.study.evaluation.report import ordering, reasons
+from relprop.study.evaluation.reported import COSINE, REFERENCES
+from relprop.study.networks.accuracies import ACCURACY
 
 COUNT = 6
 

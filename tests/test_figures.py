@@ -17,10 +17,10 @@ from figures import (
 )
 from relprop import data, image
 from relprop.errors import FileFormatError
-from relprop.evaluation import LABELS, Cell, Job, Setting
-from relprop.evaluation.explained import TABLE
-from relprop.evaluation.reported import COSINE
-from relprop.models import study
+from relprop.study import networks as study
+from relprop.study.evaluation import LABELS, Cell, Job, Setting
+from relprop.study.evaluation.explained import TABLE
+from relprop.study.evaluation.reported import COSINE
 
 
 class Fixed(torch.nn.Module):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import relprop
 from relprop.errors import FileFormatError, InputError
-from relprop.models import study
-from relprop.models.study.layers import Dropout, HalfSumPool, convolution, dense
 from relprop.rules import Joint
+from relprop.study import networks as study
+from relprop.study.networks.layers import Dropout, HalfSumPool, convolution, dense
 
 SINGLE, MAJORITY = (1, 28), (12, 7)
 CASES = [

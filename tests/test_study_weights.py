@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 import relprop
 from relprop import data, models
 from relprop.errors import FileFormatError
-from relprop.models import study
-from relprop.models.study import card
-from relprop.models.study.shipped import weights_file
-from relprop.models.study.training import ACCEPTED
 from relprop.models.train import accuracy
+from relprop.study import networks as study
+from relprop.study.networks import card
+from relprop.study.networks.shipped import weights_file
+from relprop.study.networks.training import ACCEPTED
 
 PAIRS = study.pairs()
 METHODS: tuple[study.Kind, ...] = ("deep_taylor", ("lrp", 1.5, 0.5), ("lrp", 2, 1))

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from relprop import data
 from relprop.cli import main
 from relprop.errors import FileFormatError, InputError
-from relprop.models import study
-from relprop.models.study import training as fitting
-from relprop.models.study.layers import Dropout, convolution
 from relprop.models.train import accuracy
-from relprop.models.training import Recipe, Training
+from relprop.study import networks as study
+from relprop.study.networks import training as fitting
+from relprop.study.networks.layers import Dropout, convolution
+from relprop.study.training import Recipe, Training
 
 RECIPE = Recipe(seed=3, epochs=4, batch=32, rate=1e-3)
 

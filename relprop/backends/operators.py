@@ -98,7 +98,7 @@ def _registered(
     return key
 
 
-# torch.compiler.assume_constant_result does this alone, but imports the compiler, and Triton with it
+# all that torch.compiler.assume_constant_result does, which imports the compiler, Triton included
 _registered._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from relprop.errors import InputError
-from relprop.evaluation import SAMPLES, Cell, Job, Setting, evaluate, report
-from relprop.evaluation.measure import BATCH
-from relprop.evaluation.reported import MODELS, TASKS, TITLES
 from relprop.io.files import printable
-from relprop.models import study
+from relprop.study import networks as study
+from relprop.study.evaluation import SAMPLES, Cell, Job, Setting, evaluate, report
+from relprop.study.evaluation.measure import BATCH
+from relprop.study.evaluation.reported import MODELS, TASKS, TITLES
 
 __all__ = ["add_evaluate", "run_evaluate"]
 

@@ -18,9 +18,9 @@ from relprop.cli.progress import Progress
 from relprop.data import Task
 from relprop.errors import InputError
 from relprop.io.device import chosen_device
-from relprop.models import study
-from relprop.models.study.training import ACCEPTED, EPOCHS, PAIRS, start, train, weights_path
-from relprop.models.training import Recipe, Training
+from relprop.study import networks as study
+from relprop.study.networks.training import ACCEPTED, EPOCHS, PAIRS, start, train, weights_path
+from relprop.study.training import Recipe, Training
 
 __all__ = ["add_train", "run_train"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.data import strips
-from relprop.models.study.layers import Features, HalfSumPool, convolution, dense
+from relprop.study.networks.layers import Features, HalfSumPool, convolution, dense
 
 __all__ = ["ConvFeatures", "ConvPlusFeatures", "LeNet"]
 

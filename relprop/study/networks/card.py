@@ -1,4 +1,4 @@
-"""Put trained weights among the shipped ones: `python -m relprop.models.study.card out/train`.
+"""Put trained weights among the shipped ones: `python -m relprop.study.networks.card out/train`.
 
 Copies every finished training's weights into the package and writes the model card's table anew.
 """
@@ -16,10 +16,10 @@ from typing import Any
 from relprop import models
 from relprop.atomic import replacing
 from relprop.errors import FileFormatError, RelpropError
-from relprop.models.study.accuracies import ACCURACY, ACCURACY_SINGLE
-from relprop.models.study.registry import TITLES
-from relprop.models.study.shipped import describe, load, pairs, weights_file
-from relprop.models.study.training import ACCEPTED, weights_path
+from relprop.study.networks.accuracies import ACCURACY, ACCURACY_SINGLE
+from relprop.study.networks.registry import TITLES
+from relprop.study.networks.shipped import describe, load, pairs, weights_file
+from relprop.study.networks.training import ACCEPTED, weights_path
 
 __all__ = ["card", "ship", "table"]
 
@@ -138,7 +138,7 @@ def ship(trained: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m relprop.models.study.card", description=__doc__
+        prog="python -m relprop.study.networks.card", description=__doc__
     )
     parser.add_argument("trained", type=Path, help="the --out folder of relprop train")
     try:

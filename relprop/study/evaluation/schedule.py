@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 
 from relprop.errors import FileFormatError
-from relprop.evaluation.cells import Cell, Setting
-from relprop.evaluation.measure import Job
+from relprop.study.evaluation.cells import Cell, Setting
+from relprop.study.evaluation.measure import Job
 
 __all__ = ["evaluate"]
 

@@ -64,7 +64,7 @@ def options_of(method: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m relprop.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m relprop.cli.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder of the figure")
     parser.add_argument("--no-table", action="store_true", help="draw the figure only")
     arguments = parser.parse_args(argv)

@@ -8,9 +8,9 @@ from torch import nn
 
 from relprop.data.tasks import data_set_of
 from relprop.errors import InputError
-from relprop.models.study.convolutional import ConvFeatures, ConvPlusFeatures, LeNet
-from relprop.models.study.dense import DenseFeatures, Shallow
-from relprop.models.study.recurrent import RLSTM, Deep
+from relprop.study.networks.convolutional import ConvFeatures, ConvPlusFeatures, LeNet
+from relprop.study.networks.dense import DenseFeatures, Shallow
+from relprop.study.networks.recurrent import RLSTM, Deep
 
 __all__ = ["ARCHITECTURES", "TITLES", "build", "check_name", "steps_and_width"]
 
@@ -64,7 +64,7 @@ def check_name(name: str) -> None:
     """Raises InputError that lists the architectures where `name` is none of them."""
     if name not in ARCHITECTURES:
         raise InputError(
-            f"relprop.models.study: no architecture {name!r}; there are {', '.join(ARCHITECTURES)}."
+            f"relprop.study.networks: no architecture {name!r}; there are {', '.join(ARCHITECTURES)}."
         )
 
 

@@ -15,10 +15,10 @@ from relprop._version import __version__
 from relprop.data import Task
 from relprop.errors import InputError
 from relprop.models import write_weights
-from relprop.models.study.registry import build, steps_and_width
-from relprop.models.study.shipped import load
 from relprop.models.train import accuracy
-from relprop.models.training import Recipe, Training
+from relprop.study.networks.registry import build, steps_and_width
+from relprop.study.networks.shipped import load
+from relprop.study.training import Recipe, Training
 
 __all__ = ["ACCEPTED", "EPOCHS", "PAIRS", "Tasks", "start", "train", "weights_path"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from relprop import composites, methods
 from relprop.composites import Composite
 from relprop.errors import InputError
-from relprop.models.study.registry import check_name
 from relprop.rules import AlphaBeta, Joint, ZBox
+from relprop.study.networks.registry import check_name
 
 __all__ = ["Kind", "composite", "method"]
 
@@ -43,10 +43,10 @@ def composite(model_name: str, method: Kind) -> Composite:
         try:
             made = composites.alpha_beta(alpha, beta, pixel=(LOW, HIGH), stabilizer=STABILIZER)
         except ValueError as error:
-            raise InputError(f"relprop.models.study: {method!r}: {error}") from None
+            raise InputError(f"relprop.study.networks: {method!r}: {error}") from None
     else:
         raise InputError(
-            f"relprop.models.study: {method!r} is no method with rules; expected 'deep_taylor' or "
+            f"relprop.study.networks: {method!r} is no method with rules; expected 'deep_taylor' or "
             "('lrp', alpha, beta)"
         )
     if model_name not in _JOINT:

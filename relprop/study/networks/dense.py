@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.data import strips
-from relprop.models.study.layers import Dropout, Features, dense
+from relprop.study.networks.layers import Dropout, Features, dense
 
 __all__ = ["DenseFeatures", "Shallow"]
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from relprop.evaluation.cells import Cell, Setting
-from relprop.evaluation.explained import TABLE
-from relprop.evaluation.reported import (
+from relprop.study import networks as study
+from relprop.study.evaluation.cells import Cell, Setting
+from relprop.study.evaluation.explained import TABLE
+from relprop.study.evaluation.reported import (
     COSINE,
     REFERENCES,
     SHORT,
     TITLES,
     known_cause,
 )
-from relprop.models import study
-from relprop.models.study.accuracies import ACCURACY
+from relprop.study.networks.accuracies import ACCURACY
 from relprop.tables import aligned
 
 __all__ = ["ordering", "reasons", "report"]

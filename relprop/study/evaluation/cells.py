@@ -25,7 +25,7 @@ class Setting:
 
     Attributes:
         task: one of `relprop.data.TASKS`.
-        model: one of `relprop.models.study.ARCHITECTURES`.
+        model: one of `relprop.study.networks.ARCHITECTURES`.
         split: "test", or "sample" for the images shipped with relprop.
         samples: how many, from the first.
         dtype: "float32" or "float64".

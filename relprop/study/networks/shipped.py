@@ -10,7 +10,7 @@ from torch import nn
 
 from relprop import models
 from relprop.errors import FileFormatError
-from relprop.models.study.registry import ARCHITECTURES, build, steps_and_width
+from relprop.study.networks.registry import ARCHITECTURES, build, steps_and_width
 
 __all__ = ["describe", "load", "pairs", "weights_file"]
 
@@ -57,7 +57,7 @@ def _present(name: str, task: str, weights: str | os.PathLike[str] | None) -> Pa
     if weights is None and not path.is_file():
         shipped = ", ".join(f"{own} ({its})" for own, its in pairs()) or "none"
         raise FileFormatError(
-            f"relprop.models.study: no trained weights of {name!r} for task {task!r} come with "
+            f"relprop.study.networks: no trained weights of {name!r} for task {task!r} come with "
             f"relprop; there are {shipped}. Train them: relprop train {name} {task}"
         )
     return path

@@ -3,11 +3,11 @@
 `relprop evaluate` prints it beside the reported values.
 """
 
-from relprop.evaluation.cells import SAMPLES, Cell, Setting
-from relprop.evaluation.explained import LABELS, METHODS, Explained
-from relprop.evaluation.measure import Job, measure, network
-from relprop.evaluation.report import report
-from relprop.evaluation.schedule import evaluate
+from relprop.study.evaluation.cells import SAMPLES, Cell, Setting
+from relprop.study.evaluation.explained import LABELS, METHODS, Explained
+from relprop.study.evaluation.measure import Job, measure, network
+from relprop.study.evaluation.report import report
+from relprop.study.evaluation.schedule import evaluate
 
 __all__ = [
     "LABELS",

@@ -13,10 +13,10 @@ from relprop import data, metrics
 from relprop._version import __version__
 from relprop.data import Task
 from relprop.errors import FileFormatError
-from relprop.evaluation.cells import Cell, Setting, fingerprint, read_cell, write_cell
-from relprop.evaluation.explained import CONSERVING, TABLE, Explained
-from relprop.models import study
-from relprop.models.study.training import weights_path
+from relprop.study import networks as study
+from relprop.study.evaluation.cells import Cell, Setting, fingerprint, read_cell, write_cell
+from relprop.study.evaluation.explained import CONSERVING, TABLE, Explained
+from relprop.study.networks.training import weights_path
 
 __all__ = ["BATCH", "Job", "measure", "network"]
 

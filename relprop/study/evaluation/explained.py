@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from relprop.comparison import Comparison
 from relprop.errors import InputError
-from relprop.evaluation.reported import SHORT
-from relprop.models import study
+from relprop.study import networks as study
+from relprop.study.evaluation.reported import SHORT
 
 __all__ = ["LABELS", "METHODS", "TABLE", "Explained"]
 
@@ -22,7 +22,7 @@ METHODS: dict[str, study.Kind] = {
     "lrp_alpha1.5_beta0.5": ("lrp", 1.5, 0.5),
     "lrp_alpha2_beta1": ("lrp", 2.0, 1.0),
 }
-"""The methods in the study's order, as `relprop.models.study` takes them."""
+"""The methods in the study's order, as `relprop.study.networks` takes them."""
 
 LABELS = {
     "sensitivity": "Sensitivity Analysis",
@@ -52,7 +52,7 @@ class Explained:
 
     Args:
         model: the network, in eval mode.
-        architecture: its name, one of `relprop.models.study.ARCHITECTURES`.
+        architecture: its name, one of `relprop.study.networks.ARCHITECTURES`.
         methods: which of `METHODS`, in the order of the result.
 
     Raises:

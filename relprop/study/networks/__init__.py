@@ -6,9 +6,9 @@ Sizes and equations: P. Chormai, "Designing Recurrent Neural Networks for Explai
 
 from __future__ import annotations
 
-from relprop.models.study.explained import Kind, composite, method
-from relprop.models.study.registry import ARCHITECTURES, TITLES, build, steps_and_width
-from relprop.models.study.shipped import describe, load, pairs
+from relprop.study.networks.explained import Kind, composite, method
+from relprop.study.networks.registry import ARCHITECTURES, TITLES, build, steps_and_width
+from relprop.study.networks.shipped import describe, load, pairs
 
 __all__ = [
     "ARCHITECTURES",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from relprop.models.study.layers import Dropout, Features, dense
+from relprop.study.networks.layers import Dropout, Features, dense
 
 __all__ = ["RLSTM", "Deep"]
 

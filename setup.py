@@ -22,6 +22,7 @@ TEST = [
     *FIGURES,
     "build",
     "hypothesis",
+    "import-linter",
     "mypy",
     "pytest>=8",
     "pytest-benchmark",

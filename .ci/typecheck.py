@@ -1,4 +1,4 @@
-"""Type-check an installed copy: checkers do not see that `kernels/` is `relprop.kernels`."""
+"""Types and imports of an installed copy: checkers do not see `kernels/` as `relprop.kernels`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIG = str(ROOT / "pyproject.toml")
 
 
 def main() -> int:
-    """Build an sdist, install it into an empty folder, run mypy on that; returns mypy's status."""
+    """Build an sdist, install it into an empty folder, run mypy and the import contract on that.
+
+    Returns:
+        The first status that is not 0.
+    """
     with tempfile.TemporaryDirectory() as folder:
         dist, site = Path(folder, "dist"), Path(folder, "site")
         build = ["build", "--quiet", "--sdist", "--no-isolation", "--outdir", str(dist), str(ROOT)]
@@ -23,12 +28,17 @@ def main() -> int:
         install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
         archive = str(next(dist.glob("*.tar.gz")))
         subprocess.run([sys.executable, "-m", *install, "--target", str(site), archive], check=True)
-        check = ["mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "relprop"]
         cache = ["--cache-dir", str(ROOT / ".mypy_cache")]
-        environment = {**os.environ, "MYPYPATH": str(site)}
-        return subprocess.run(
-            [sys.executable, "-m", *check, *cache], cwd=site, env=environment
-        ).returncode
+        checks = [
+            ["-m", "mypy", "--config-file", CONFIG, "-p", "relprop", *cache],
+            ["-c", "from importlinter.cli import lint_imports_command as c; c()", CONFIG],
+        ]
+        environment = {**os.environ, "MYPYPATH": str(site), "PYTHONPATH": str(site)}
+        found = [
+            subprocess.run([sys.executable, *check], cwd=site, env=environment).returncode
+            for check in checks
+        ]
+        return next((status for status in found if status), 0)
 
 
 if __name__ == "__main__":

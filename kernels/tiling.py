@@ -20,8 +20,8 @@ __all__ = [
     "Limits",
     "Tile",
     "candidates",
-    "choose",
     "direct_tile",
+    "interpreter_tile",
     "limits",
 ]
 
@@ -171,25 +171,7 @@ def candidates(demand: Demand, limit: Limits) -> list[Tile]:
     ]
 
 
-def choose(demand: Demand) -> Tile:
-    """The tile for a product that nobody measured: the shipped one, or the first that fits."""
-    if interpreted():
-        return _interpreter_tile(demand.m, demand.n, demand.k)
-    tiles = candidates(demand, limits())
-    if triton.runtime.driver.active.get_current_target().arch == 90:
-        from relprop.kernels.shipped import shipped
-
-        known = shipped(demand, tiles)
-        if known is not None:
-            return known
-    for tile in tiles:
-        deep = tile.k < 2 * max(demand.k, 32)
-        if tile.m < 2 * max(demand.m, 9) and tile.n < 2 * max(demand.n, 9) and deep:
-            return tile
-    return tiles[-1]
-
-
-def _interpreter_tile(m: int, n: int, k: int) -> Tile:
+def interpreter_tile(m: int, n: int, k: int) -> Tile:
     """Few programs and few steps: the interpreter's cost is per operation, not per number."""
     rows, columns = (min(64, max(16, triton.next_power_of_2(size))) for size in (m, n))
     while triton.cdiv(m, rows) * triton.cdiv(n, columns) > 32:
@@ -203,6 +185,6 @@ def _interpreter_tile(m: int, n: int, k: int) -> Tile:
 def direct_tile(rows: int, columns: int) -> Tile:
     """The tile of the depthwise form: channels first, as many rows as fill 2,048 numbers."""
     if interpreted():
-        return _interpreter_tile(rows, columns, 1)
+        return interpreter_tile(rows, columns, 1)
     n = min(64, max(16, triton.next_power_of_2(columns)))
     return Tile(2048 // n, n, 16, 4, 2)

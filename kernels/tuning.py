@@ -15,7 +15,8 @@ import torch
 import triton
 
 from relprop.kernels.runtime import interpreted
-from relprop.kernels.tiling import Choice, Demand, Tile, candidates, choose, limits
+from relprop.kernels.shipped import shipped
+from relprop.kernels.tiling import Choice, Demand, Tile, candidates, interpreter_tile, limits
 from relprop.kernels.tuning_store import Store
 
 __all__ = ["LIBRARY", "Tuner", "launch", "shortlist", "tuner"]
@@ -157,5 +158,21 @@ def launch(
         else:
             tile = tuner().select(key, options, by)
     if tile is None:
-        tile = tiles[0] if tiles else choose(demand)
+        tile = tiles[0] if tiles else _choose(demand)
     by(tile)
+
+
+def _choose(demand: Demand) -> Tile:
+    """The tile for a product that nobody measured: the shipped one, or the first that fits."""
+    if interpreted():
+        return interpreter_tile(demand.m, demand.n, demand.k)
+    tiles = candidates(demand, limits())
+    if triton.runtime.driver.active.get_current_target().arch == 90:
+        known = shipped(demand, tiles)
+        if known is not None:
+            return known
+    for tile in tiles:
+        deep = tile.k < 2 * max(demand.k, 32)
+        if tile.m < 2 * max(demand.m, 9) and tile.n < 2 * max(demand.n, 9) and deep:
+            return tile
+    return tiles[-1]

@@ -8,7 +8,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -61,7 +61,9 @@ def read_idx(path: str | os.PathLike[str], *, max_bytes: int = 1 << 31) -> Tenso
     return torch.from_numpy(array.astype(dtype.newbyteorder("=")))
 
 
-def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+def _header(
+    path: Path, stream: BinaryIO | gzip.GzipFile
+) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     """Shape and element type."""
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in DTYPES:

@@ -46,7 +46,7 @@ def composite(model_name: str, method: Kind) -> Composite:
             raise InputError(f"relprop.study.networks: {method!r}: {error}") from None
     else:
         raise InputError(
-            f"relprop.study.networks: {method!r} is no method with rules; expected 'deep_taylor' or "
+            f"study.networks: {method!r} is no method with rules; expected 'deep_taylor' or "
             "('lrp', alpha, beta)"
         )
     if model_name not in _JOINT:

@@ -64,7 +64,7 @@ def check_name(name: str) -> None:
     """Raises InputError that lists the architectures where `name` is none of them."""
     if name not in ARCHITECTURES:
         raise InputError(
-            f"relprop.study.networks: no architecture {name!r}; there are {', '.join(ARCHITECTURES)}."
+            f"study.networks: no architecture {name!r}; there are {', '.join(ARCHITECTURES)}."
         )
 
 

@@ -11,7 +11,7 @@ STAMP ?= .venv/.installed
 
 help:
 	@echo "make demo     explain real MNIST and Fashion-MNIST images with every method (out/demo)"
-	@echo "make test     the test suite, without the long tests"
+	@echo "make test     the test suite, without the long tests; ROOM=engine: of one room"
 	@echo "make slow     the long tests: every family of networks"
 	@echo "make families twelve families of networks of those"
 	@echo "make mutants  faults put into the sources: each must fail a test"
@@ -43,8 +43,9 @@ demo: $(STAMP)
 	$(PY) -m relprop.cli.demo --out out/demo
 
 # Two processes of one thread each: threads of two processes on two cores wait for one another.
+# make test ROOM=engine: the tests of one room
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow" $(if $(ROOM),tests/$(ROOM))
 
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m slow --ignore tests/kernels
@@ -53,7 +54,7 @@ FAMILIES = vgg11_bn or resnext50 or densenet121 or googlenet or inception or eff
     mobilenet_v2 or mobilenet_v3_small or shufflenet or regnet_y or mnasnet or convnext_tiny
 
 families: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m slow tests/test_families.py -k "$(FAMILIES)"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m slow tests/capture/test_families.py -k "$(FAMILIES)"
 
 mutants: $(STAMP)
 	$(PY) .ci/mutants.py

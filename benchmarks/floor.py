@@ -20,7 +20,8 @@ from torch import Tensor
 
 from benchmarks.timing import once
 from relprop.graph.maps import Conv, LinearMap
-from relprop.rules import IDENTITY, LinearRule, Modifier  # where older versions have them too
+from relprop.rules import LinearRule
+from relprop.rules.terms import IDENTITY, Modifier
 
 __all__ = ["LinearWork", "LstmWork", "Work", "copy_bandwidth", "products", "seconds_of_bytes"]
 

@@ -85,7 +85,7 @@ STAGES = (
         "engine",
         480,
         "whole networks on CUDA: equal to the CPU, Triton equal to ATen, run to run",
-        (*_PYTEST, "tests/test_cuda.py"),
+        (*_PYTEST, "tests/engine/test_cuda.py"),
     ),
     _cnn("vgg16", "high"),
     _layers(tunes=True),

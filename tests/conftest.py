@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,6 @@ import torch
 
 if TYPE_CHECKING:
     from relprop.capture.call import Call
-
-sys.path.insert(0, str(Path(__file__).parent))  # for modules that tests share
 
 if importlib.util.find_spec("hypothesis") is not None:  # a GPU machine may have pytest alone
     import hypothesis

@@ -45,7 +45,7 @@ DEVICE = chosen_device()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the asked share of this folder, nothing where there is nothing to run it on.
 
-    The suite as a whole runs this folder once more, in the interpreter: tests/test_kernels.py.
+    The suite as a whole runs this folder in the interpreter: tests/project/test_kernels.py.
 
     Raises:
         pytest.UsageError: nothing else was asked for.

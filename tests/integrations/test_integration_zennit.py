@@ -32,7 +32,7 @@ from relprop import rules
 from relprop.errors import InputError, PlanningError
 from relprop.integrations import zennit as ours
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(7, 5), (3, 7)),

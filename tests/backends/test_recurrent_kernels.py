@@ -16,7 +16,7 @@ import relprop
 from relprop.errors import PlanningError
 from relprop.rules import AlphaBeta, Recurrent, Rule
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 

@@ -15,7 +15,7 @@ from relprop.backends import LinearCall
 from relprop.errors import InputError
 from relprop.graph.maps import Dense
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str, interpret: bool) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES: dict[str, tuple[str | None, int]] = {
     "captum": ("captum", 3),
     "innvestigate": (None, 2),

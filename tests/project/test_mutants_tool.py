@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-CI = Path(__file__).resolve().parent.parent / ".ci"
+CI = Path(__file__).resolve().parents[2] / ".ci"
 pytestmark = pytest.mark.skipif(not CI.is_dir(), reason="the gate is not part of an sdist")
 
 SOURCE = '''"""A module."""

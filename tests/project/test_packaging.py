@@ -14,7 +14,7 @@ import pytest
 
 from relprop._version import __version__
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +85,12 @@ def test_wheel_holds_all_of_relprop_and_nothing_else(archives: dict[str, Path]) 
 def test_sdist_holds_the_kernels_and_the_tests(archives: dict[str, Path]) -> None:
     with tarfile.open(archives["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    for name in ("kernels/__init__.py", "tests/test_packaging.py", "LICENSE", "constraints.txt"):
+    for name in (
+        "kernels/__init__.py",
+        "tests/project/test_packaging.py",
+        "LICENSE",
+        "constraints.txt",
+    ):
         assert name in names
 
 

@@ -6,8 +6,8 @@ Before the rooms (up to 5d0652a) they lay flat.  A version that has rooms is lef
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 
 __all__ = ["ALIASES", "alias"]
@@ -28,7 +28,9 @@ ALIASES = {
 
 def alias() -> None:
     """Let the names of today import what an older version has under another name."""
-    if importlib.util.find_spec("relprop.engine") is not None:
+    relprop = importlib.import_module("relprop")
+    # the finder of an editable install would find this version's rooms in the older one
+    if Path(relprop.__file__ or "").with_name("engine").is_dir():
         return
     for today, before in ALIASES.items():
         module = importlib.import_module(before)

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from relprop.capture.call import Call
-from relprop.capture.modes import neutral_modes
+from relprop.capture.call import Call, neutral_modes
 from relprop.engine.shared_forward import SharedForward
 from relprop.errors import InputError, is_out_of_memory
 from relprop.explainer import Explainer

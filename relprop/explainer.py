@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from relprop import backends, methods
-from relprop.capture.call import Call
-from relprop.capture.modes import neutral_modes
-from relprop.capture.unwrap import unwrap
+from relprop.capture.call import NAN_POLICIES, Call, check_inputs, neutral_modes, unwrap
 from relprop.conservation import StepRecord
 from relprop.engine import gradients, run
 from relprop.engine.gradients import GradientPlan
 from relprop.engine.groups import explain_within_memory
-from relprop.engine.inputs import NAN_POLICIES, check_inputs
 from relprop.engine.lengths import explain_by_length
 from relprop.engine.planner import AnyPlan, Planner
 from relprop.engine.selection import Starting, explained_inputs, explained_labels, layer_value

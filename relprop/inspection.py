@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from relprop._version import __version__
 from relprop.capture.cache import captured
-from relprop.capture.call import Call
-from relprop.capture.unwrap import unwrap
+from relprop.capture.call import Call, unwrap
 from relprop.engine.facts import analyse
 from relprop.engine.plan import unsupported
 from relprop.errors import InputError

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop import backends, rules
-from relprop.capture.modes import neutral_modes
+from relprop.capture.call import neutral_modes
 from relprop.capture.record import record
 from relprop.composites import Composite
 from relprop.engine import run

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from relprop import backends
-from relprop.capture.modes import neutral_modes
+from relprop.capture.call import neutral_modes
 from relprop.errors import InputError
 from relprop.graph.maps import Conv, Dense, LinearMap
 from relprop.rules import LinearRule, Rule

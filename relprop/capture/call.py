@@ -1,18 +1,30 @@
-"""The inputs of one call, flattened: what a capture, a plan and a run take."""
+"""One call of a model: the model itself, its inputs flattened and checked, ambient modes aside."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from relprop.capture.export import example_batch
-from relprop.errors import InputError
+from relprop.errors import CaptureError, InputError, PlanningError
 
-__all__ = ["Call"]
+__all__ = [
+    "NAN_POLICIES",
+    "Call",
+    "check_finite",
+    "check_inputs",
+    "check_modes",
+    "neutral_modes",
+    "unwrap",
+]
 
 
 @dataclass(frozen=True)
@@ -99,3 +111,115 @@ def _label(entry: Any) -> int | str:
     """A positional argument's number or a keyword."""
     label: int | str = entry.idx if isinstance(entry, pytree.SequenceKey) else entry.key
     return label
+
+
+NAN_POLICIES = ("raise", "propagate")
+
+
+def check_inputs(call: Call, nan_policy: str) -> None:
+    """Refuse a call that cannot be explained.
+
+    Raises:
+        InputError: no input is a tensor, the batch sizes differ, or a tensor is not of real, dense
+            numbers, finite ones if `nan_policy` is "raise".
+    """
+    if not any(isinstance(leaf, Tensor) for leaf in call.leaves):
+        kinds = sorted({type(leaf).__name__ for leaf in call.leaves}) or ["nothing"]
+        raise InputError(f"inputs: {', '.join(kinds)}; expected at least one torch.Tensor")
+    _ = call.batch
+    for label, leaf in zip(call.labels, call.leaves, strict=True):
+        if not isinstance(leaf, Tensor):
+            continue
+        if leaf.is_meta:
+            raise InputError(f"input {label}: a tensor on the meta device; expected values")
+        if leaf.is_complex() or leaf.layout is not torch.strided:
+            raise InputError(
+                f"input {label}: {leaf.dtype}, {leaf.layout}; expected real, dense numbers"
+            )
+        if nan_policy == "raise" and leaf.is_floating_point():
+            check_finite(f"input {label}", leaf)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise InputError where a tensor has NaN or infinite values; `name` is its own in words."""
+    if not torch.isfinite(tensor).all():
+        count = int((~torch.isfinite(tensor)).sum())
+        raise InputError(
+            f"{name}: {count} of {tensor.numel()} values are NaN or infinite; clean them, or pass "
+            "nan_policy='propagate'"
+        )
+
+
+@contextmanager
+def neutral_modes(*values: Any) -> Iterator[None]:
+    """No gradients, no autocast, no inference mode: a result does not depend on the caller's.
+
+    The current CUDA device is that of the first tensor among the values: kernels run there.
+    """
+    tensors = (value for value in values if isinstance(value, torch.Tensor) and value.is_cuda)
+    first = next(tensors, None)
+    with (
+        contextlib.nullcontext() if first is None else torch.cuda.device_of(first),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
+def check_modes(model: nn.Module) -> None:
+    """Refuse batch norm and dropout in training mode, and modules without parameters yet.
+
+    Raises:
+        PlanningError: names the first such module.
+    """
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise PlanningError(
+                f"model: '{path}' has no shape yet; call the model once on real inputs first"
+            )
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    for path, module in model.named_modules():
+        dropping = isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1
+        if module.training and (dropping or isinstance(module, kinds)):
+            raise PlanningError(
+                f"model: '{path}' ({type(module).__name__}) is in training mode, so an explanation "
+                "would depend on the other samples or on chance; call model.eval() first"
+            )
+
+
+def unwrap(model: Any) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel or `torch.compile`.
+
+    Raises:
+        InputError: it is no module.
+        CaptureError: it is a scripted or quantised one.
+    """
+    while isinstance(model, nn.Module):
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = model.module
+        if inner is None:
+            break
+        model = inner
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model: {type(model).__name__}; expected a torch.nn.Module (wrap a function in one)"
+        )
+    for path, module in model.named_modules():
+        where = f"'{path}'" if path else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"model: {where} is a TorchScript module, whose operations cannot be captured; "
+                "explain the original nn.Module, or an ExportedProgram's .module()"
+            )
+        package, *inner = type(module).__module__.split(".")
+        if package == "torch" and "quantized" in inner:  # a user's own may be called so
+            raise CaptureError(
+                f"model: {where} is quantised ({type(module).__name__}); explain the model before "
+                "quantisation"
+            )
+    return model

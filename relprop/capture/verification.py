@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from relprop.capture.call import Call
 from relprop.errors import ModelError
 from relprop.graph import Graph
-from relprop.graph.evaluate import evaluate
+from relprop.graph.nodes import evaluate
 
 __all__ = ["difference", "run_model"]
 

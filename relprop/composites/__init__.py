@@ -6,12 +6,10 @@ those of Zennit mean what they mean there, on networks with one stem.
 """
 
 from relprop.composites import presets
-from relprop.composites.composite import Composite
-from relprop.composites.kinds import KINDS, LINEAR_KINDS
+from relprop.composites.composite import Composite, uniform
 from relprop.composites.names import from_name
 from relprop.composites.presets import *  # noqa: F403 (the names are listed there)
-from relprop.composites.selectors import LayerInfo, Selector
-from relprop.composites.uniform import uniform
+from relprop.composites.selectors import KINDS, LINEAR_KINDS, LayerInfo, Selector
 
 __all__ = [
     "KINDS",

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from relprop.composites.kinds import KINDS, LINEAR_KINDS, allowed_rules, fits
-from relprop.composites.selectors import Selector
+from relprop.composites.selectors import KINDS, LINEAR_KINDS, Selector, allowed_rules, fits
 from relprop.errors import InputError
 from relprop.rules import Rule, ZBox
 

@@ -8,13 +8,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from relprop.composites.composite import Composite
+from relprop.composites.composite import Composite, uniform
 from relprop.composites.presets import PRESETS, ZeroParams, zero_params_of
-from relprop.composites.uniform import uniform
 from relprop.errors import InputError
 from relprop.rules import EPSILON, AlphaBeta
 
-__all__ = ["from_name"]
+__all__ = [
+    "from_name",
+]
 
 _ALPHA_BETA_NAME = re.compile(r"lrp_alpha(\d+(?:\.\d+)?)_beta(\d+(?:\.\d+)?)")
 

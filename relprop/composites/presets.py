@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from relprop.composites.composite import Composite
-from relprop.composites.uniform import by_layer, uniform
+from relprop.composites.composite import Composite, by_layer, uniform
 from relprop.errors import InputError
 from relprop.rules import EPSILON, AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 

@@ -12,11 +12,10 @@ from relprop.engine.facts import Facts, carrying_refs
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
 from relprop.operations import Operation, Step, operation
-from relprop.operations.base import refuse
+from relprop.operations.base import refuse, traits
 from relprop.operations.pointwise import Unchanged
 from relprop.operations.protocol import LinearCall
 from relprop.operations.recurrent import Recurrence
-from relprop.operations.traits import traits
 from relprop.rules import Joint, LinearRule, Norm, Pass, Product, Rule
 
 __all__ = ["Binder", "rule_text"]

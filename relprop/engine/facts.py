@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from relprop.engine.gates import is_gate, is_magnitude
+import torch
+
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
-from relprop.operations.traits import traits
+from relprop.operations.base import traits
+from relprop.operations.pointwise import Clamp, Division
 
-__all__ = ["Facts", "analyse", "carrying_refs", "leading_to"]
+__all__ = [
+    "Facts",
+    "analyse",
+    "carrying_refs",
+    "is_gate",
+    "is_magnitude",
+    "leading_to",
+]
 
 
 @dataclass
@@ -120,3 +129,137 @@ def _known(facts: Facts) -> Callable[[Any], bool]:
         return isinstance(value, (int, float)) and value >= 0
 
     return known
+
+
+def is_gate(
+    node: Node,
+    nodes: Mapping[str, Node],
+    gates: Collection[str],
+    magnitudes: Collection[str],
+    reading: Collection[str],
+) -> bool:
+    """Whether the node's value is a gate.
+
+    Args:
+        node: in question.
+        nodes: all nodes by name.
+        gates: the gates among the values before it.
+        magnitudes: values before it that are magnitudes, see `is_magnitude`.
+        reading: the values that can give it relevance.
+    """
+    if traits(node.op).gate or node.dtype is torch.bool:
+        return True
+    if _bounds(node) == (0, 1) or _is_hard_sigmoid(node, nodes):
+        return True
+    if node.op in ("add", "div", "true_divide", "reciprocal", "tanh") and _written_out(node, nodes):
+        return True
+    return _computed_from(node, gates, reading) or _is_statistic(node, magnitudes, reading, gates)
+
+
+def _computed_from(node: Node, gates: Collection[str], reading: Collection[str]) -> bool:
+    """A gate moved, averaged, clamped, joined with others; 1 - gate, 2 * gate, gate * gate.
+
+    A gate of which some elements are constants instead (`where`, `masked_fill`, padding) is one
+    too: held fixed, each of its elements is a factor, as a constant is.
+    """
+    if not reading or any(name not in gates for name in reading):
+        return False
+    found = traits(node.op)
+    if isinstance(found, Division):
+        return _name(node.args[0]) in gates
+    return found.moves or found.averages or found.combines_gates
+
+
+def _bounds(node: Node) -> tuple[Any, Any]:
+    if node.op == "relu6":
+        return 0, 6
+    found = traits(node.op)
+    return found.bounds(node) if isinstance(found, Clamp) else (None, None)
+
+
+def _is_hard_sigmoid(node: Node, nodes: Mapping[str, Node]) -> bool:
+    """relu6(x + 3), six times a hard sigmoid."""
+    if _bounds(node) != (0, 6):
+        return False
+    source = nodes.get(_name(node.args[0]))
+    return source is not None and _is_shifted(source, 3)
+
+
+def _is_shifted(node: Node, by: float) -> bool:
+    return node.op == "add" and any(_equals(x, by) for x in node.args[:2])
+
+
+def _equals(value: Any, number: float) -> bool:
+    return isinstance(value, (int, float)) and value == number
+
+
+def _written_out(node: Node, nodes: Mapping[str, Node]) -> bool:
+    """1 + tanh, 1 + erf, 1 / (1 + exp), tanh(softplus): sigmoids by other names."""
+
+    def source(position: int, *ops: str) -> Node | None:
+        found = nodes.get(_name(node.args[position]))
+        return found if found is not None and found.op in ops else None
+
+    match node.op:
+        case "add":
+            bounded = any(source(i, "tanh", "erf") for i in (0, 1) if i < len(node.args))
+            return bounded and _is_shifted(node, 1)
+        case "tanh":
+            return source(0, "softplus") is not None
+        case "reciprocal":
+            return _is_logistic(source(0, "add"), nodes)
+        case "div" | "true_divide":
+            if _equals(node.args[0], 1):
+                return _is_logistic(source(1, "add"), nodes)
+            clipped = nodes.get(_name(node.args[0]))
+            return clipped is not None and _bounds(clipped) == (0, 6) and _equals(node.args[1], 6)
+    return False
+
+
+def _is_logistic(node: Node | None, nodes: Mapping[str, Node]) -> bool:
+    """Whether the node is 1 + exp(x)."""
+    if node is None or not _is_shifted(node, 1):
+        return False
+    return any(nodes[name].op == "exp" for name in node.refs if name in nodes)
+
+
+def is_magnitude(
+    node: Node,
+    nodes: Mapping[str, Node],
+    magnitudes: Collection[str],
+    reading: Collection[str],
+) -> bool:
+    """Whether the value tells how large others are: |x|, x², norms, variances, and what they give.
+
+    What divides by such a value is a normalisation, and statistics take no relevance.
+    """
+    found = traits(node.op)
+    if found.measures:
+        return True
+    if node.op == "pow" and isinstance(node.args[1], int | float) and node.args[1] % 2 == 0:
+        return True
+    if node.op == "mul" and isinstance(node.args[0], Ref) and node.args[0] == node.args[1]:
+        return True
+    if node.op == "add" and _is_logistic(node, nodes):
+        return True
+    known = bool(reading) and all(name in magnitudes for name in reading)
+    return known and (found.scales_magnitudes or found.moves or found.averages)
+
+
+def _is_statistic(
+    node: Node, magnitudes: Collection[str], reading: Collection[str], gates: Collection[str]
+) -> bool:
+    """Magnitudes summed up over several elements, and what is computed from such sums alone."""
+    found = traits(node.op)
+    if found.measures and found.averages:
+        return True
+    if not reading or any(name not in magnitudes for name in reading):
+        return False
+    if found.averages:
+        return True
+    steps = found.scales_magnitudes or found.measures
+    return steps and all(name in gates for name in reading)
+
+
+def _name(value: Any) -> str:
+    return value.name if isinstance(value, Ref) else ""

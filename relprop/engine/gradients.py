@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from relprop.engine.facts import Facts, leading_to
 from relprop.errors import InputError
 from relprop.graph import Graph, Node
-from relprop.graph.evaluate import located, source_values
+from relprop.graph.nodes import located, source_values
 from relprop.methods import GradientMethod
 from relprop.tables import table
 

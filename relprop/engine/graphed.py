@@ -8,10 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from relprop.capture.call import Call
-from relprop.capture.modes import neutral_modes
+from relprop.capture.call import Call, check_inputs, neutral_modes
 from relprop.engine import run
-from relprop.engine.inputs import check_inputs
 from relprop.engine.plan import Plan
 from relprop.engine.planner import Planner
 from relprop.engine.targets import resolve_target, seed, squeeze_targets

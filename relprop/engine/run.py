@@ -17,10 +17,9 @@ from relprop.engine.binding import rule_text
 from relprop.engine.plan import Plan
 from relprop.errors import RelpropError, is_out_of_memory
 from relprop.graph import Graph, Node
-from relprop.graph.evaluate import located, source_values
+from relprop.graph.nodes import located, source_values
 from relprop.operations import Parts, Step
-from relprop.operations.joined import joined
-from relprop.operations.protocol import Backend
+from relprop.operations.protocol import Backend, joined
 
 __all__ = [
     "Engine",

@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from relprop.capture.call import Call
+from relprop.capture.call import Call, check_finite
 from relprop.engine.gradients import GradientPlan
-from relprop.engine.inputs import check_finite
 from relprop.engine.plan import Plan
 from relprop.engine.targets import Target, resolve_target, seed
 from relprop.errors import InputError
 from relprop.graph import Graph, Ref, refs_of
-from relprop.operations.traits import traits
+from relprop.operations.base import traits
 
 __all__ = ["Starting", "explained_inputs", "explained_labels", "layer_value", "output_value"]
 

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from relprop.errors import PlanningError
-from relprop.graph.folding import fold_batch_norms, fold_padding
-from relprop.graph.linear_maps import BATCH_NORMS, as_linear_maps
+from relprop.graph.linear_maps import BATCH_NORMS, as_linear_maps, fold_batch_norms, fold_padding
 from relprop.graph.nodes import Graph, Node, Ref
 from relprop.graph.spellings import respell
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,12 @@ from relprop.errors import PlanningError
 from relprop.graph.maps import Conv, Dense, Diagonal, LinearMap
 from relprop.graph.nodes import Graph, Node, Ref
 
-__all__ = ["BATCH_NORMS", "as_linear_maps"]
+__all__ = [
+    "BATCH_NORMS",
+    "as_linear_maps",
+    "fold_batch_norms",
+    "fold_padding",
+]
 
 aten = torch.ops.aten
 
@@ -150,3 +156,146 @@ def _scale(weight: Tensor | None, variance: Tensor, epsilon: float) -> Tensor:
 
 def _shift(bias: Tensor | None, mean: Tensor, scale: Tensor) -> Tensor:
     return -mean * scale if bias is None else bias - mean * scale
+
+
+def fold_padding(graph: Graph) -> None:
+    """Zero padding whose only reader is a convolution becomes that convolution's padding."""
+    readers = graph.consumers()
+    for node in list(graph.nodes.values()):
+        if node.op != "conv_map":
+            continue
+        pad = graph.nodes.get(node.args[0].name)
+        if pad is None or pad.op != "constant_pad_nd" or not _sole(graph, readers, pad.name):
+            continue
+        linear_map, sizes = node.attributes["map"], pad.args[1]
+        value = pad.args[2] if len(pad.args) > 2 else pad.kwargs.get("value", 0)
+        fits = len(sizes) <= 2 * linear_map.spatial and all(size >= 0 for size in sizes)
+        if value != 0 or not fits:
+            continue
+        padded = replace(linear_map, padding=_widened(linear_map.padding, sizes))
+        graph.nodes[node.name] = _with_map(node, padded, (pad.args[0], *node.args[1:]))
+
+
+def _widened(padding: tuple[tuple[int, int], ...], sizes: list[int]) -> Any:
+    pairs = [tuple(sizes[i : i + 2]) for i in range(0, len(sizes), 2)][::-1]
+    pairs = [(0, 0)] * (len(padding) - len(pairs)) + pairs
+    return tuple((a + c, b + d) for (a, b), (c, d) in zip(padding, pairs, strict=True))
+
+
+def _with_map(node: Node, linear_map: LinearMap, args: tuple[Any, ...]) -> Node:
+    return replace(
+        node,
+        args=args,
+        function=linear_map.contraction,
+        attributes={**node.attributes, "map": linear_map},
+    )
+
+
+def _sole(graph: Graph, readers: dict[str, list[str]], name: str) -> bool:
+    return len(readers.get(name, [])) == 1 and name not in graph.output_names
+
+
+def fold_batch_norms(graph: Graph) -> None:
+    """Batch norms fold into the linear layer before them, else into the one after."""
+    readers = graph.consumers()
+    for node in list(graph.nodes.values()):
+        if node.op == "diagonal_map":
+            _fold_before(graph, readers, node) or _fold_after(graph, readers, node)
+
+
+def _fold_before(graph: Graph, readers: dict[str, list[str]], norm: Node) -> bool:
+    layer = graph.nodes.get(norm.args[0].name)
+    if layer is None or layer.op not in ("dense_map", "conv_map", "conv_transpose_map"):
+        return False
+    linear_map = layer.attributes["map"]
+    same_axis = linear_map.feature_axis == norm.attributes["map"].feature_axis
+    if not same_axis or not _sole(graph, readers, layer.name):
+        return False
+    x, w, b = layer.args
+    scale, shift = norm.args[1:]
+    weight = _constant(norm, "weight", partial(_scale_outputs, linear_map), (w, scale))
+    bias = _constant(norm, "bias", _scale_bias, (b, scale, shift))
+    joint = replace(layer, name=norm.name, args=(x, Ref(weight.name), Ref(bias.name)))
+    joint = replace(joint, shape=norm.shape, attributes={**joint.attributes, "folded": norm.path})
+    _replace(graph, norm.name, [weight, bias, joint], drop=layer.name)
+    _reread(readers, x, layer.name, norm.name)
+    outputs = graph.module_outputs.items()
+    graph.module_outputs = {
+        path: norm.name if name == layer.name else name for path, name in outputs
+    }
+    return True
+
+
+def _fold_after(graph: Graph, readers: dict[str, list[str]], norm: Node) -> bool:
+    if not _sole(graph, readers, norm.name):
+        return False
+    layer = graph.nodes[readers[norm.name][0]]
+    if layer.op not in ("dense_map", "conv_map") or layer.args[0] != Ref(norm.name):
+        return False
+    linear_map: LinearMap = layer.attributes["map"]
+    padded = isinstance(linear_map, Conv) and any(map(any, linear_map.padding))
+    diagonal: Diagonal = norm.attributes["map"]
+    if padded or linear_map.feature_axis != diagonal.feature_axis:
+        return False
+    _, w, b = layer.args
+    scale, shift = norm.args[1:]
+    weight = _constant(layer, "weight", partial(_scale_inputs, linear_map), (w, scale))
+    bias = _constant(layer, "bias", partial(_shift_inputs, linear_map), (w, b, shift))
+    joint = replace(layer, args=(norm.args[0], Ref(weight.name), Ref(bias.name)))
+    joint = replace(joint, attributes={**joint.attributes, "folded": norm.path})
+    _replace(graph, layer.name, [weight, bias, joint], drop=norm.name)
+    _reread(readers, norm.args[0], norm.name, layer.name)
+    moved = {path: name for path, name in graph.module_outputs.items() if name != norm.name}
+    graph.module_outputs = moved
+    return True
+
+
+def _reread(readers: dict[str, list[str]], x: Ref, old: str, new: str) -> None:
+    """`x` is read by the node `new` where it was by `old`."""
+    readers[x.name] = [new if name == old else name for name in readers[x.name]]
+
+
+def _constant(node: Node, what: str, function: Any, args: tuple[Any, ...]) -> Node:
+    return Node(f"{node.name}_{what}", f"folded_{what}", function, args, path=node.path, shape=(0,))
+
+
+def _replace(graph: Graph, name: str, new: list[Node], drop: str) -> None:
+    nodes: dict[str, Node] = {}
+    for key, node in graph.nodes.items():
+        if key == name:
+            nodes.update({item.name: item for item in new})
+        elif key != drop:
+            nodes[key] = node
+    graph.nodes = nodes
+
+
+def _scale_outputs(linear_map: LinearMap, w: Tensor, scale: Tensor) -> Tensor:
+    if isinstance(linear_map, Conv) and linear_map.transposed:
+        groups = linear_map.groups
+        split = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
+        factors = scale.reshape(groups, 1, w.shape[1], *(1,) * linear_map.spatial)
+        return (split * factors).reshape(w.shape)
+    return w * scale.reshape(-1, *(1,) * (w.ndim - 1))
+
+
+def _scale_bias(b: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    return shift if b is None else b * scale + shift
+
+
+def _over_inputs(linear_map: LinearMap, w: Tensor, vector: Tensor) -> Tensor:
+    """The vector over input features, shaped like the weight's input axis."""
+    if isinstance(linear_map, Dense):
+        return vector
+    assert isinstance(linear_map, Conv)
+    rows = vector.reshape(linear_map.groups, w.shape[1])
+    rows = rows.repeat_interleave(w.shape[0] // linear_map.groups, 0)
+    return rows.reshape(*w.shape[:2], *(1,) * linear_map.spatial)
+
+
+def _scale_inputs(linear_map: LinearMap, w: Tensor, scale: Tensor) -> Tensor:
+    return w * _over_inputs(linear_map, w, scale)
+
+
+def _shift_inputs(linear_map: LinearMap, w: Tensor, b: Tensor | None, shift: Tensor) -> Tensor:
+    moved = (w * _over_inputs(linear_map, w, shift)).flatten(1).sum(1)
+    return moved if b is None else torch.add(b, moved)

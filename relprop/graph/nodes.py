@@ -7,6 +7,7 @@ operations of one actual call).  Values are named; an argument that is another n
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,20 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-__all__ = ["CAPTURE_LOCK", "Graph", "Node", "Ref", "Source", "map_refs", "refs_of"]
+from relprop.errors import InputError, is_out_of_memory
+
+__all__ = [
+    "CAPTURE_LOCK",
+    "Graph",
+    "Node",
+    "Ref",
+    "Source",
+    "evaluate",
+    "located",
+    "map_refs",
+    "refs_of",
+    "source_values",
+]
 
 CAPTURE_LOCK = threading.RLock()
 """torch.export is not thread-safe: one capture at a time in a process."""
@@ -231,3 +245,36 @@ def refs_of(value: Any) -> Iterator[str]:
     for leaf in pytree.tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, Ref)):
         if isinstance(leaf, Ref):
             yield leaf.name
+
+
+def source_values(graph: Graph, model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
+    """The parameters, buffers and constants among `names`, as the model holds them now."""
+    wanted = set(names)
+    # while another thread captures the model, torch.export has tensors of its own in their place
+    with CAPTURE_LOCK:
+        return {n: source.read(model) for n, source in graph.sources.items() if n in wanted}
+
+
+@contextlib.contextmanager
+def located(node: Node) -> Iterator[None]:
+    """Lets an error of a library operation say in which of the model's layers it happened."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        where = f"'{node.path}' ({node.op})" if node.path else node.op
+        raise InputError(
+            f"{where}: the forward pass fails on these inputs or parameters: {error}"
+        ) from error
+
+
+def evaluate(graph: Graph, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """All values that the graph's outputs need, computed plainly; those of the outputs returned."""
+    values = source_values(graph, model, graph.sources) | dict(inputs)
+    last = graph.last_reads([*graph.output_names, *inputs])
+    for node in graph.nodes.values():
+        values[node.name] = node.evaluate(values)
+        for name in last[node.name]:
+            values.pop(name, None)
+    return {name: values[name] for name in graph.output_names}

@@ -25,7 +25,6 @@ from relprop.operations import (  # noqa: F401 (each registers its operations)
     pool,
     recurrent,
     resample,
-    winner,
 )
 from relprop.operations.base import Operation, Parts, Step, operation, registered
 

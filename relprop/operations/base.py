@@ -1,4 +1,4 @@
-"""The base class of operations and their registry."""
+"""The base class of operations, their registry, and their traits."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ __all__ = [
     "register",
     "registered",
     "run_by",
+    "traits",
     "unbroadcast",
 ]
 
@@ -216,3 +217,69 @@ def unbroadcast(r: Tensor, shape: torch.Size) -> Tensor:
 def refuse(step: Step, text: str) -> PlanningError:
     """A planning error that says where."""
     return PlanningError(f"{step.where}: {text}")
+
+
+def traits(name: str) -> Operation:
+    """What to ask for the traits of the operation of that canonical name."""
+    return operation(name) or _UNRULED.get(name, _UNKNOWN)
+
+
+class _Unruled(Operation):
+    """Base of the operations that no relevance goes through."""
+
+    names: ClassVar[tuple[str, ...]] = ()
+    """Their canonical names."""
+
+
+class _Constant(_Unruled):
+    """Of what they read, only shape, type or sign counts."""
+
+    names = (
+        "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
+        "new_zeros", "new_ones", "new_full", "new_empty", "sym_size", "sign", "sgn", "fill", "zero",
+    )  # fmt: skip
+    flows = False
+
+
+class _LogSoftmax(_Unruled):
+    """What they read is explained instead."""
+
+    names: ClassVar[tuple[str, ...]] = ("log_softmax", "_log_softmax")
+    hint = "explain what it reads, such as the logits (a model without it, or output=)"
+
+
+class _Softmax(_LogSoftmax):
+    """Weights that sum to 1."""
+
+    names = ("softmax", "_softmax", "special_softmax")
+    gate = True
+
+
+class _Magnitude(_Unruled):
+    """Magnitudes element by element."""
+
+    names: ClassVar[tuple[str, ...]] = ("abs", "square")
+    measures = True
+
+
+class _Spread(_Magnitude):
+    """Norms and deviations, magnitudes of several elements together."""
+
+    names = ("linalg_vector_norm", "linalg_norm", "linalg_matrix_norm", "norm", "frobenius_norm",
+             "var", "std")  # fmt: skip
+    averages = True
+
+
+class _Power(_Unruled):
+    """Powers."""
+
+    names = ("sqrt", "rsqrt", "pow", "reciprocal")
+    scales_magnitudes = True
+
+
+_UNKNOWN = Operation()
+_UNRULED: dict[str, Operation] = {
+    name: cls()
+    for cls in (_Constant, _LogSoftmax, _Softmax, _Magnitude, _Spread, _Power)
+    for name in cls.names
+}

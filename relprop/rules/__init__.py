@@ -4,18 +4,19 @@ Imports `errors` alone.
 """
 
 from relprop.rules.linear import (
+    EPSILON,
     AlphaBeta,
     Epsilon,
     Flat,
     Gamma,
     Joint,
     LinearRule,
+    Rule,
     WSquare,
     ZBox,
     ZPlus,
 )
 from relprop.rules.others import Norm, Pass, Product, Recurrent
-from relprop.rules.rule import EPSILON, Rule
 from relprop.rules.terms import Group, Modifier, Term
 
 __all__ = [

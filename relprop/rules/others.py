@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from relprop.rules.linear import LinearRule
-from relprop.rules.rule import EPSILON, Rule, check_number
+from relprop.rules.linear import EPSILON, LinearRule, Rule, check_number
 
 __all__ = ["Norm", "Pass", "Product", "Recurrent"]
 

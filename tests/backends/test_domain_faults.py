@@ -29,12 +29,11 @@ from relprop.backends.reference import linear as reference
 from relprop.backends.reference import recurrent as naive
 from relprop.engine import targets
 from relprop.errors import RelpropError
-from relprop.graph.folding import _scale_bias
+from relprop.graph.linear_maps import _scale_bias
 from relprop.graph.maps import Conv
 from relprop.operations import base, quotients
 from relprop.operations import pointwise as operations
-from relprop.operations.pool import AveragePooling
-from relprop.operations.winner import Maximum
+from relprop.operations.pool import AveragePooling, Maximum
 from relprop.rules import AlphaBeta, Gamma, Group, Term, ZBox
 from relprop.rules.terms import NEGATIVE, OPPOSITE_SIGNS, POSITIVE, SAME_SIGNS
 

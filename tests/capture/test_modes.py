@@ -26,7 +26,7 @@ from relprop import backends, methods
 from relprop.capture import cache as captured_module
 from relprop.engine import run
 from relprop.graph import CAPTURE_LOCK
-from relprop.graph.evaluate import source_values
+from relprop.graph.nodes import source_values
 
 OPTIONS = {"epsilon_gamma_box": {"low": -3, "high": 3}, "deep_taylor": {"low": -3, "high": 3}}
 NAMES = [*methods.names()[:-1], "lrp_alpha2_beta1"]

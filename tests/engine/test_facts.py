@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plans import Function, recorded
-from relprop.capture.modes import neutral_modes
+from relprop.capture.call import neutral_modes
 from relprop.capture.record import record
 from relprop.engine.facts import analyse
 from relprop.errors import PlanningError

@@ -19,8 +19,8 @@ from torch.testing import assert_close
 
 import relprop
 from relprop import backends, rules
+from relprop.capture.call import neutral_modes
 from relprop.capture.export import capture_by_export
-from relprop.capture.modes import neutral_modes
 from relprop.capture.record import record
 from relprop.composites import Composite
 from relprop.engine import run

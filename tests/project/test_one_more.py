@@ -17,7 +17,8 @@ from torch.testing import assert_close
 import relprop
 from plans import Function, passed, recorded
 from relprop import kernels, rules
-from relprop.composites import Composite, kinds
+from relprop.composites import Composite
+from relprop.composites import selectors as kinds
 from relprop.functional import linear_relevance
 from relprop.graph import spellings
 from relprop.operations import base

@@ -22,8 +22,7 @@ from relprop.graph import Graph
 from relprop.graph.maps import Conv, Diagonal, LinearMap
 from relprop.operations import Operation, Step
 from relprop.operations.base import refuse, run_by
-from relprop.operations.joined import Joined, Quotients
-from relprop.operations.protocol import LinearCall
+from relprop.operations.protocol import Joined, LinearCall, Quotients
 from relprop.operations.recurrent import Recurrence
 from relprop.rules import Flat, ZBox
 

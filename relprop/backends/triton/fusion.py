@@ -3,7 +3,7 @@
 Forward, an activation that alone reads a layer or a sum is applied in its epilogue.  Back, a step
 divides the relevance of its input by the denominators of the layer that the input comes from, where
 only operations that pass relevance on lie between and each value has one reader: the layer then
-receives its quotients (`relprop.operations.joined`), and no kernel of its own makes them.
+receives its quotients (`relprop.operations.protocol`), and no kernel of its own makes them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from torch import Tensor
 from relprop.graph import Graph
 from relprop.graph.maps import Diagonal, LinearMap
 from relprop.operations import Operation, Step
-from relprop.operations.joined import Below
 from relprop.operations.pointwise import Activation
-from relprop.operations.protocol import LinearCall
+from relprop.operations.protocol import Below, LinearCall
 from relprop.rules import Flat, LinearRule, Pass
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from relprop.errors import InputError
-from relprop.operations.joined import Joined, Quotients
 from relprop.operations.pool import flat_shape
+from relprop.operations.protocol import Joined, Quotients
 
 __all__ = ["check_operands", "images_of", "parts_of", "result_of", "rows_of", "shaped"]
 

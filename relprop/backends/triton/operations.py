@@ -18,9 +18,15 @@ from relprop.backends.triton.reductions import TritonMaximum, TritonReduction
 from relprop.backends.triton.sums import TritonSum
 from relprop.operations import Operation
 from relprop.operations.pointwise import Addition, Difference
-from relprop.operations.pool import AdaptiveAveragePooling, AveragePooling, Reduction
+from relprop.operations.pool import (
+    AdaptiveAveragePooling,
+    AdaptiveMaxPooling,
+    AveragePooling,
+    Maximum,
+    MaxPooling,
+    Reduction,
+)
 from relprop.operations.resample import Resampling
-from relprop.operations.winner import AdaptiveMaxPooling, Maximum, MaxPooling
 
 __all__ = ["OPERATIONS", "check_operands"]
 

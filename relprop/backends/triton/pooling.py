@@ -20,9 +20,13 @@ from relprop.backends.triton.operands import (
 from relprop.graph import Node
 from relprop.graph.maps import per_axis
 from relprop.operations import Step
-from relprop.operations.pool import AdaptiveAveragePooling, AveragePooling
+from relprop.operations.pool import (
+    AdaptiveAveragePooling,
+    AdaptiveMaxPooling,
+    AveragePooling,
+    MaxPooling,
+)
 from relprop.operations.resample import Resampling
-from relprop.operations.winner import AdaptiveMaxPooling, MaxPooling
 from relprop.rules import Norm
 
 __all__ = [

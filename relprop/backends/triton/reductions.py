@@ -11,8 +11,7 @@ from torch import Tensor
 
 from relprop.backends.triton.operands import check_operands
 from relprop.operations import Step
-from relprop.operations.pool import Reduction
-from relprop.operations.winner import Maximum
+from relprop.operations.pool import Maximum, Reduction
 from relprop.rules import Norm
 
 __all__ = ["TritonMaximum", "TritonReduction"]

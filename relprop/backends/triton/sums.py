@@ -14,8 +14,8 @@ from relprop.backends.triton.operands import check_operands, parts_of
 from relprop.graph import Ref
 from relprop.operations import Step
 from relprop.operations.base import unbroadcast
-from relprop.operations.joined import Quotients
 from relprop.operations.pointwise import Sum, operand_factors
+from relprop.operations.protocol import Quotients
 from relprop.rules import Norm, Pass
 
 __all__ = ["TritonSum"]

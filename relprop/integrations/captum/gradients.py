@@ -10,7 +10,7 @@ from captum.attr import InputXGradient as CaptumInputXGradient
 from captum.attr import Saliency as CaptumSaliency
 from torch import Tensor, nn
 
-from relprop.capture.unwrap import unwrap
+from relprop.capture.call import unwrap
 from relprop.explainer import Explainer
 from relprop.integrations.captum.forms import Arguments, like_inputs, target_of, unwrappable
 from relprop.integrations.captum.holding import Holding

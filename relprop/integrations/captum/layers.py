@@ -8,9 +8,7 @@ from captum.attr import LayerAttribution
 from captum.attr import LayerLRP as CaptumLayerLRP
 from torch import Tensor, nn
 
-from relprop.capture.call import Call
-from relprop.capture.modes import neutral_modes
-from relprop.capture.unwrap import unwrap
+from relprop.capture.call import Call, neutral_modes, unwrap
 from relprop.engine import run
 from relprop.engine.plan import Plan
 from relprop.engine.selection import layer_value

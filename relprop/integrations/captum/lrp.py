@@ -9,8 +9,7 @@ from captum._utils.common import _select_targets
 from captum.attr import LRP as CaptumLRP
 from torch import nn
 
-from relprop.capture.call import Call
-from relprop.capture.unwrap import unwrap
+from relprop.capture.call import Call, unwrap
 from relprop.engine.plan import Plan
 from relprop.errors import PlanningError
 from relprop.explainer import Explainer

@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from relprop.composites import Composite, LayerInfo
-from relprop.composites.kinds import adapted, fits
+from relprop.composites.selectors import adapted, fits
 from relprop.errors import PlanningError
 from relprop.integrations import peer
 from relprop.integrations.terms import ScaledWeights

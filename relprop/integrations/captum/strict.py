@@ -18,12 +18,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from relprop.capture.modes import check_modes, neutral_modes
+from relprop.capture.call import check_modes, neutral_modes
 from relprop.capture.record import record
 from relprop.capture.untouched import untouched
 from relprop.errors import PlanningError
 from relprop.graph import CAPTURE_LOCK, Graph, Node
-from relprop.graph.evaluate import located, source_values
+from relprop.graph.nodes import located, source_values
 from relprop.integrations import peer
 from relprop.integrations.captum.rules import converted, ruled
 from relprop.integrations.terms import ScaledWeights

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relprop.capture.call import Call
-from relprop.capture.modes import neutral_modes
-from relprop.capture.unwrap import unwrap
+from relprop.capture.call import Call, neutral_modes, unwrap
 from relprop.errors import InputError
 from relprop.explainer import Explainer
-from relprop.graph.evaluate import evaluate
+from relprop.graph.nodes import evaluate
 
 __all__ = ["Analyzer", "Gradients", "Propagation", "Sampled"]
 

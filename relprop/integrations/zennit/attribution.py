@@ -11,7 +11,7 @@ import zennit.attribution
 from torch import Tensor, nn
 from zennit.core import Composite
 
-from relprop.capture.modes import check_modes
+from relprop.capture.call import check_modes
 from relprop.errors import InputError
 from relprop.integrations.zennit.session import Session
 

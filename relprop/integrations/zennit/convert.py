@@ -12,7 +12,7 @@ from zennit.types import Activation, AvgPool, BatchNorm
 
 from relprop import rules
 from relprop.composites import Composite
-from relprop.composites.kinds import fits
+from relprop.composites.selectors import fits
 from relprop.errors import InputError
 from relprop.integrations.zennit import rules as own
 from relprop.integrations.zennit.hook import RuleHook

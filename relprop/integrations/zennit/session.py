@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from zennit.core import Composite
 
-from relprop.capture.call import Call
-from relprop.capture.modes import neutral_modes
+from relprop.capture.call import Call, neutral_modes
 from relprop.engine import run
 from relprop.engine.plan import Plan
 from relprop.errors import InputError

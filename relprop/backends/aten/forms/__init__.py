@@ -14,9 +14,10 @@ from relprop.backends.aten.forms.constants import FlatForm, WSquareForm, ZBoxFor
 from relprop.backends.aten.forms.general import GeneralForm
 from relprop.backends.aten.forms.joint import JointForm
 from relprop.backends.aten.forms.layer import Layer, Tensors
-from relprop.backends.aten.forms.output import EpsilonForm, GammaForm
-from relprop.backends.aten.forms.signs import (
+from relprop.backends.aten.forms.proportional import (
     AlphaBetaForm,
+    EpsilonForm,
+    GammaForm,
     RectifiedAlphaBetaForm,
     WidenedForm,
     ZPlusForm,

@@ -37,7 +37,7 @@ class Contraction:
         a: its input.
         weight: its modified weights.
         z: the denominators, `[saved, batch, ...]`, float32; None if not asked for.
-        y: the layer's output through the activation, float32; None if not asked for.
+        y: the layer's output through the activation, float32.
     """
 
     map: LinearMap
@@ -45,7 +45,7 @@ class Contraction:
     a: Tensor
     weight: Weight
     z: Tensor | None
-    y: Tensor | None
+    y: Tensor
 
 
 def contraction(
@@ -58,10 +58,8 @@ def contraction(
     nonnegative: bool = False,
     precision: str = "highest",
     save: bool = True,
-    output: bool = True,
     activation: str | None = None,
     rectified: bool = False,
-    in_registers: bool = False,
     weight: Weight | None = None,
     z: Tensor | None = None,
     tile: Choice | None = None,
@@ -77,11 +75,9 @@ def contraction(
         nonnegative: whether `a` is known to be >= 0.
         precision: of float32 products: "highest" (IEEE), "high" (3xTF32), "medium" (bfloat16).
         save: whether to write the denominators.
-        output: whether to write the output.
         activation: of the output: None, "relu", "sigmoid", "silu" or "gelu".
         rectified: whether no relevance arrives where the output's relu is 0: there the denominator
             may be 0 too, so that output and denominator can be one tensor.
-        in_registers: modify the weights inside the product kernels instead of once in memory.
         weight: what `prepare_weights` returned for this layer before.
         z: denominators found before, of a rule whose denominators do not depend on the input.
         tile: block sizes, or "library" for its product and one pointwise kernel; None chooses.
@@ -92,17 +88,15 @@ def contraction(
     program = compile_rule(rule, nonnegative)
     _check(a, w, b)
     if weight is None:
-        weight = prepare_weights(program, w, a, in_registers=in_registers, precision=precision)
+        weight = prepare_weights(program, w, a, precision=precision)
     shape = _output_shape(linear_map, a, w)
-    joined = output and program.own_input and program.output is not None and save
+    joined = program.own_input and program.output is not None and save
     known = z
     one = joined and _is_denominator(program, b)
     same = one and activation is None
     over = one and activation == "relu" and rectified
     z = _save(linear_map, program, a, shape) if save and known is None and not over else None
-    y = None
-    if joined and not same:
-        y = _empty(linear_map, (), shape, a)
+    y = _empty(linear_map, (), shape, a) if joined and not same else None
     if z is not None or over:
         source = a if program.own_input else _first(linear_map, a)
         _launch(
@@ -117,7 +111,7 @@ def contraction(
     elif over:
         assert y is not None
         z = y[None]
-    elif output and not joined:
+    if y is None:
         plain = compile_rule(Epsilon())
         y = _empty(linear_map, (), shape, a)
         own = prepare_weights(plain, w, a, precision=precision)

@@ -29,20 +29,14 @@ def modified_weights(w, out, n, gamma, ATOM0: tl.constexpr, ATOM1: tl.constexpr,
 
 
 def prepare_weights(
-    program: Program,
-    w: Tensor,
-    a: Tensor,
-    *,
-    in_registers: bool = False,
-    precision: str = "highest",
+    program: Program, w: Tensor, a: Tensor, *, precision: str = "highest"
 ) -> Weight:
-    """The modified weights of a program: written to memory once, or left to the product kernels.
+    """The modified weights of a program, written to memory once; plain ones are as they are.
 
     Args:
         program: the rule.
         w: the layer's weight.
         a: the layer's input: its memory layout (channels first or last) and its dtype.
-        in_registers: leave the weight as it is.
         precision: "medium" writes float32 weights as bfloat16, which they are multiplied as: what
             is converted on the way through registers does not reach the tensor cores in time.
     """
@@ -53,7 +47,7 @@ def prepare_weights(
     narrow = precision == "medium" and w.dtype == torch.float32
     narrow = narrow and "square" not in kinds and set(kinds) != {"one"}
     plain = set(kinds) <= {"identity", "one"} and not narrow
-    if in_registers or plain or w.numel() == 0:
+    if plain or w.numel() == 0:
         return Weight(w[None], kinds, source)
     dtype = torch.float32 if "square" in kinds else torch.bfloat16 if narrow else w.dtype
     order = order_of(a) if a.dim() == w.dim() and w.dim() > 2 else list(range(w.dim()))

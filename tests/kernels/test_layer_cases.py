@@ -19,16 +19,8 @@ from relprop.rules import (
     LinearRule,
     WSquare,
     ZBox,
-    ZPlus,
 )
 from tables import Layer, pads
-
-
-@pytest.mark.parametrize("rule", [ZPlus(1e-3), AlphaBeta(2, 1), Gamma(), WSquare()], ids=name)
-@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3]], ids=name)
-def test_modifying_weights_in_registers(layer: Layer, rule: LinearRule) -> None:
-    check(layer, rule, "contiguous", in_registers=True)
-    check(layer, rule, "contiguous", in_registers=True, nonnegative=True)
 
 
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[7]], ids=name)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from relprop.atomic import replacing
-from relprop.batch.options import FORMATS, MAX_SHARD_SIZE
+from relprop.batch.spec import FORMATS, MAX_SHARD_SIZE
 from relprop.errors import FileFormatError, InputError
 from relprop.io.files import printable, require_file
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from relprop.batch.options import ENGINES, FORMATS, MAX_SHARD_SIZE, SHARD_SIZE, STORED
 from relprop.errors import InputError
+from relprop.io import words
 from relprop.io.files import MAX_BYTES, MAX_PIXELS
 
-__all__ = ["JobSpec"]
+__all__ = ["ENGINES", "FORMATS", "MAX_SHARD_SIZE", "JobSpec"]
 
+ENGINES = ("local", "torchrun", "ray")
+FORMATS = ("safetensors", "parquet")
+STORED = ("float32", "float16")
+MAX_SHARD_SIZE = 2**24
 LARGEST = {
     "shard_size": MAX_SHARD_SIZE,
     "batch_size": MAX_SHARD_SIZE,
@@ -19,71 +23,130 @@ LARGEST = {
 }
 
 
+def _of(group: str, default: Any = None, help: str | None = None, **word: Any) -> Any:
+    """A field with its option of `relprop explain`: group, help and other arguments of argparse."""
+    return field(default=default, metadata={"group": group, "help": help, **word})
+
+
 @dataclass(frozen=True)
 class JobSpec:
-    """A job; the attributes are the options of `relprop explain`, which explains them.
+    """A job; the attributes are the options of `relprop explain`, each with its help.
 
     Attributes:
-        model, weights, trust, device: the model, where it runs, and whether code may run.
-        data, labels, array, resize, crop, mean, std, channels, max_pixels, max_bytes, collate,
-            limit: the inputs.
-        method, method_option, target, top, output, backend, precision: the explanation; `top`
-            explains that many of the largest outputs of each input.
-        job: the folder.
-        shard_size: samples a file.
-        batch_size: None finds it.
-        format: "safetensors" or "parquet".
-        dtype: of stored relevance, "float32" or "float16".
-        reduce: what is stored of a map, see `relprop.batch.reduce`; None is all of it.
-        summary: what is summed up while streaming, see `relprop.batch.summaries`.
-        maps: whether relevance is stored at all.
-        engine, workers: "local", "torchrun" or "ray", and how many processes.
-        readers: processes that read and decode for one worker; None chooses; 0 reads
-            in a thread beside a GPU, between the batches on a CPU.
-        threads: of one worker on a CPU; None shares the cores out.
-        quick: on a rerun trust the size of a shard that is there, not its checksum.
-        accept_versions: go on in a folder that other versions began.
-        quiet: print neither progress nor summary.
+        model, data, job: the words for the model and the data; the folder.
+        batch_size, readers, threads: None finds or chooses them; without readers a worker reads in
+            a thread beside a GPU, between the batches on a CPU.
+        reduce, summary: see `relprop.batch.reduce`, `relprop.batch.summaries`.
     """
 
     model: str
     data: str
     job: str
-    weights: str | None = None
-    trust: bool = False
-    device: str = "auto"
-    labels: str | None = None
-    array: str | None = None
-    resize: tuple[int, ...] | None = None
-    crop: tuple[int, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    channels: int | None = None
-    max_pixels: int = MAX_PIXELS
-    max_bytes: int = MAX_BYTES
-    collate: str | None = None
-    limit: int | None = None
-    method: str = "epsilon_plus"
-    method_option: tuple[tuple[str, Any], ...] = ()
-    target: str | int | tuple[int, ...] = "predicted"
-    top: int | None = None
-    output: str | None = None
-    backend: str = "auto"
-    precision: str = "highest"
-    shard_size: int = SHARD_SIZE
-    batch_size: int | None = None
-    format: str = "safetensors"
-    dtype: str = "float32"
-    reduce: str | None = None
-    summary: tuple[str, ...] = ()
-    maps: bool = True
-    engine: str = "local"
-    workers: int = 1
-    readers: int | None = None
-    threads: int | None = None
-    quick: bool = False
-    accept_versions: bool = False
-    quiet: bool = False
+
+    weights: str | None = _of("model", None, "its weights, a .safetensors file", metavar="FILE")
+    trust: bool = _of("model", False, "let the model's own code run")
+    device: str = _of("model", "auto", "cpu, cuda, cuda:1, …; cuda where it is")
+
+    resize: tuple[int, ...] | None = _of(
+        "data", None, "shorter side, or both sides", type=words.size, metavar="N|HxW"
+    )
+    crop: tuple[int, ...] | None = _of(
+        "data", None, "cut from the centre", type=words.size, metavar="N|HxW"
+    )
+    mean: tuple[float, ...] | None = _of(
+        "data", None, "subtracted, each channel's", type=words.numbers, metavar="M[,M,M]"
+    )
+    std: tuple[float, ...] | None = _of(
+        "data", None, "divided by, each channel's", type=words.spread, metavar="S[,S,S]"
+    )
+    channels: int | None = _of(
+        "data", None, "of image files: grey or RGB", type=int, choices=(1, 3)
+    )
+    labels: str | None = _of(
+        "data",
+        None,
+        "for images a CSV file of lines name,label, or 'folders': the sub-folder they lie in; "
+        "for arrays a .npy, IDX or text file in their order",
+        metavar="FILE|folders",
+    )
+    array: str | None = _of("data", None, "the array or column to explain", metavar="NAME")
+    limit: int | None = _of(
+        "data", None, "explain the first N inputs", type=words.count, metavar="N"
+    )
+    max_pixels: int = _of(
+        "data", MAX_PIXELS, "refuse larger images (%(default)s)", type=words.count, metavar="N"
+    )
+    max_bytes: int = _of(
+        "data",
+        MAX_BYTES,
+        "refuse files that unpack to more (%(default)s)",
+        type=words.count,
+        metavar="N",
+    )
+
+    method: str = _of("method", "epsilon_plus", "see above (%(default)s)")
+    method_option: tuple[tuple[str, Any], ...] = _of(
+        "method",
+        (),
+        "an argument of the method, such as low=-1; v,v,v is one value a channel; repeatable",
+        type=words.option,
+        action="append",
+        metavar="NAME=VALUE",
+    )
+    target: str | int | tuple[int, ...] = _of(
+        "method",
+        "predicted",
+        "the class to explain, 'predicted' (the default) or 'label'; i,j indexes an output of "
+        "several dimensions",
+        type=words.target,
+        metavar="T",
+    )
+    top: int | None = _of(
+        "method", None, "explain the K largest outputs of each input", type=words.count, metavar="K"
+    )
+    output: str | None = _of(
+        "method", None, "which of several outputs, by name or index", metavar="KEY"
+    )
+    backend: str = _of("method", "auto", choices=("auto", "triton", "aten", "reference"))
+    precision: str = _of("method", "highest", choices=("highest", "high", "medium"))
+    batch_size: int | None = _of(
+        "method", None, "(32; a job finds the fastest itself)", type=words.count, metavar="N"
+    )
+    quiet: bool = _of("output", False, "no progress bar, no table")
+
+    shard_size: int = _of("job", 4096, "samples (%(default)s)", type=words.count, metavar="N")
+    format: str = _of("job", "safetensors", "of shards (%(default)s)", choices=FORMATS)
+    dtype: str = _of("job", "float32", "(%(default)s)", choices=STORED)
+    reduce: str | None = _of(
+        "job",
+        None,
+        "store less of a map: pool:14x14 (sums of cells), channel-sum, topk:K, or a chain "
+        "such as channel-sum,topk:100",
+        metavar="CHAIN",
+    )
+    summary: tuple[str, ...] = _of(
+        "job",
+        (),
+        "sum up while streaming: channel, class, time",
+        type=words.list_of(str, "kinds"),
+        metavar="KIND[,KIND]",
+    )
+    maps: bool = _of("job", True, "keep summaries, not maps")
+    engine: str = _of("job", "local", "(%(default)s)", choices=ENGINES)
+    workers: int = _of("job", 1, "processes that explain", type=words.count, metavar="N")
+    readers: int | None = _of(
+        "job",
+        None,
+        "processes that read, for each; 0: none",
+        type=words.count_or_zero,
+        metavar="N",
+    )
+    threads: int | None = _of("job", None, "of one worker on a CPU", type=words.count, metavar="N")
+    collate: str | None = _of(
+        "job", None, "makes a list of samples the model's inputs", metavar="MODULE:NAME"
+    )
+    quick: bool = _of("job", False, "on a rerun check sizes, not checksums")
+    accept_versions: bool = _of("job", False, "go on with what other versions began")
 
     def __post_init__(self) -> None:
         for name, allowed in (

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from relprop import models
 from relprop._version import __version__
+from relprop.batch.export import WRITERS
+from relprop.batch.spec import JobSpec
 from relprop.cli.evaluate import add_evaluate
-from relprop.cli.jobs import JOB_NOTES, add_job_commands, add_job_options
+from relprop.cli.jobs import JOB_NOTES
 from relprop.cli.training import add_train
-from relprop.io.files import MAX_BYTES, MAX_PIXELS
 from relprop.io.inputs import DATA_HELP
+from relprop.io.words import count, count_or_zero, list_of
 
 __all__ = ["parser"]
 
@@ -65,70 +66,6 @@ exit status  0 all explained   1 some inputs failed, each a line on standard err
 """
 
 
-def _list_of(convert: Callable[[str], Any], what: str) -> Callable[[str], tuple[Any, ...]]:
-    def parse(text: str) -> tuple[Any, ...]:
-        try:
-            return tuple(convert(part.strip()) for part in text.split(","))
-        except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-
-    return parse
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(text)
-    return number
-
-
-def _spread(text: str) -> tuple[float, ...]:
-    numbers: tuple[float, ...] = _list_of(_finite, "numbers separated by commas")(text)
-    if min(numbers) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: a standard deviation must be above 0")
-    return numbers
-
-
-def _count(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _count_or_zero(text: str) -> int:
-    return 0 if text.strip() == "0" else _count(text)
-
-
-def _size(text: str) -> tuple[int, ...]:
-    sides = tuple(_count(side) for side in text.lower().split("x"))
-    if len(sides) > 2 or max(sides) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a side, or height x width, like 224x320")
-    return sides
-
-
-def _target(text: str) -> str | int | tuple[int, ...]:
-    if text in ("predicted", "label"):
-        return text
-    numbers = _list_of(int, "'predicted', 'label', a class, or the indices of one output")(text)
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not name=value, like low=-1")
-    words: dict[str, Any] = {"true": True, "false": False, "none": None}
-    if value.lower() in words:
-        return name, words[value.lower()]
-    try:
-        numbers = [
-            int(v) if v.strip().lstrip("+-").isdecimal() else float(v) for v in value.split(",")
-        ]
-    except ValueError:
-        return name, value
-    return name, numbers[0] if len(numbers) == 1 else numbers
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of `relprop`, with its sub-commands."""
     top = argparse.ArgumentParser(
@@ -150,10 +87,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES.replace("exit status", f"{JOB_NOTES}\nexit status"),
         **style,
     )
-    _add_sources(explain)
-    _add_method(explain)
-    _add_output(explain)
-    add_job_options(explain, _count, _count_or_zero)
+    _add_explain(explain)
     check = commands.add_parser(
         "check",
         help="say which operations a model has, and which have no rule",
@@ -162,98 +96,88 @@ def parser() -> argparse.ArgumentParser:
         **style,
     )
     _add_sources(check)
-    check.add_argument("--debug", action="store_true", help="show a stack trace on an error")
+    _add_debug(check)
     add_train(commands)
     add_evaluate(commands)
-    add_job_commands(commands, style, _count)
+    _add_job_commands(commands, style)
     commands.add_parser("info", help="say what is installed and which backends there are")
     return top
+
+
+def _add(command: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """A group of options, of which `JobSpec` says all."""
+    group = command.add_argument_group(title)
+    if title == "job":
+        help = "explain into shards in this folder, resumable"
+        group.add_argument("--job", metavar="FOLDER", help=help)
+    for field in fields(JobSpec):
+        word = dict(field.metadata)
+        if word.pop("group", None) != title:
+            continue
+        name, default = field.name.replace("_", "-"), field.default
+        if isinstance(default, bool):
+            option = f"--no-{name}" if default else f"--{name}"
+            word.update(dest=field.name, action=f"store_{str(not default).lower()}")
+        else:
+            option = f"--{name}"
+            word["default"] = list(default) if "action" in word else default  # it appends
+        group.add_argument(option, **word)
+    return group
+
+
+def _add_debug(command: Any) -> None:
+    command.add_argument("--debug", action="store_true", help="show a stack trace on an error")
 
 
 def _add_sources(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help="see above")
     command.add_argument("data", help="see above")
-    group = command.add_argument_group("model")
-    group.add_argument("--weights", metavar="FILE", help="its weights, a .safetensors file")
-    group.add_argument("--trust", action="store_true", help="let the model's own code run")
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; cuda where it is")
-    group = command.add_argument_group("data")
-    group.add_argument("--resize", type=_size, metavar="N|HxW", help="shorter side, or both sides")
-    group.add_argument("--crop", type=_size, metavar="N|HxW", help="cut from the centre")
-    numbers = _list_of(_finite, "numbers separated by commas")
-    group.add_argument("--mean", type=numbers, metavar="M[,M,M]", help="subtracted, each channel's")
-    group.add_argument("--std", type=_spread, metavar="S[,S,S]", help="divided by, each channel's")
-    group.add_argument("--channels", type=int, choices=(1, 3), help="of image files: grey or RGB")
-    group.add_argument(
-        "--labels",
-        metavar="FILE|folders",
-        help="for images a CSV file of lines name,label, or 'folders': the sub-folder they lie in; "
-        "for arrays a .npy, IDX or text file in their order",
-    )
-    group.add_argument("--array", metavar="NAME", help="the array or column to explain")
-    group.add_argument("--limit", type=_count, metavar="N", help="explain the first N inputs")
-    group.add_argument(
-        "--max-pixels",
-        type=_count,
-        default=MAX_PIXELS,
-        metavar="N",
-        help="refuse larger images (%(default)s)",
-    )
-    group.add_argument(
-        "--max-bytes",
-        type=_count,
-        default=MAX_BYTES,
-        metavar="N",
-        help="refuse files that unpack to more (%(default)s)",
-    )
+    _add(command, "model")
+    _add(command, "data")
 
 
-def _add_method(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("method")
-    group.add_argument("--method", default="epsilon_plus", help="see above (%(default)s)")
-    group.add_argument(
-        "--method-option",
-        type=_option,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an argument of the method, such as low=-1; v,v,v is one value a channel; repeatable",
-    )
-    group.add_argument(
-        "--target",
-        type=_target,
-        default="predicted",
-        metavar="T",
-        help="the class to explain, 'predicted' (the default) or 'label'; i,j indexes an output "
-        "of several dimensions",
-    )
-    group.add_argument(
-        "--top", type=_count, metavar="K", help="explain the K largest outputs of each input"
-    )
-    group.add_argument("--output", metavar="KEY", help="which of several outputs, by name or index")
-    group.add_argument(
+def _add_explain(command: argparse.ArgumentParser) -> None:
+    _add_sources(command)
+    _add(command, "method").add_argument(
         "--layers",
-        type=_list_of(str, "names"),
+        type=list_of(str, "names"),
         default=(),
         metavar="PATH[,PATH]",
         help="modules whose relevance is written too",
     )
-    group.add_argument("--backend", default="auto", choices=("auto", "triton", "aten", "reference"))
-    group.add_argument("--precision", default="highest", choices=("highest", "high", "medium"))
-    group.add_argument(
-        "--batch-size", type=_count, metavar="N", help="(32; a job finds the fastest itself)"
-    )
-
-
-def _add_output(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("output")
+    group = _add(command, "output")
     group.add_argument("--out", default="out/explain", metavar="FOLDER", help="(%(default)s)")
     group.add_argument(
         "--heatmaps",
-        type=_count_or_zero,
+        type=count_or_zero,
         default=100,
         metavar="N",
         help="draw at most N, 0 for none (%(default)s)",
     )
-    group.add_argument("--quiet", action="store_true", help="no progress bar, no table")
-    group.add_argument("--debug", action="store_true", help="show a stack trace on an error")
+    _add_debug(group)
+    _add(command, "job")
+
+
+def _add_job_commands(commands: Any, style: dict[str, Any]) -> None:
+    """`relprop verify` and `relprop export`."""
+    command = commands.add_parser(
+        "verify",
+        help="check a job's files: every sample once, every checksum right",
+        description="Read all of a job and check counts, duplicates and checksums.",
+        epilog="exit status  0 whole   1 something is missing, damaged or failed   2 no job there",
+        **style,
+    )
+    command.add_argument("job", metavar="FOLDER")
+    _add_debug(command)
+    command = commands.add_parser(
+        "export",
+        help="write a job's explanations as .npz, Parquet or PNG heatmaps",
+        description="Write a job's explanations into one .npz or Parquet file, or PNG heatmaps.",
+        **style,
+    )
+    command.add_argument("job", metavar="FOLDER")
+    command.add_argument("--to", required=True, choices=tuple(WRITERS))
+    command.add_argument("--out", required=True, metavar="PATH", help="a file; a folder for png")
+    command.add_argument("--first", type=int, default=0, metavar="N", help="(%(default)s)")
+    command.add_argument("--limit", type=count, metavar="N", help="at most N explanations")
+    _add_debug(command)

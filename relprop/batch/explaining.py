@@ -9,13 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from relprop.batch.loading import Inputs, Loaded
-from relprop.batch.outputs import largest_entries, predictions, scores, target_column
+from relprop.batch.outputs import (
+    SetupError,
+    floating_dtype,
+    largest_entries,
+    predicted_classes,
+    predictions,
+    reason,
+    scores,
+    target_column,
+)
 from relprop.batch.reduce import Reduction
 from relprop.batch.rows import Failure, Rows
 from relprop.errors import CaptureError, InputError, PlanningError
 from relprop.explainer import Explainer
 from relprop.explanation import Explanation
-from relprop.io.outputs import SetupError, floating_dtype, predicted_classes, reason
 
 __all__ = ["Explaining"]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,7 +22,7 @@ from relprop.batch.tuning import best_batch_size
 from relprop.errors import InputError
 from relprop.explainer import Explainer
 from relprop.io.files import printable
-from relprop.io.imports import imported
+from relprop.io.loading import imported
 from relprop.io.opening import method_options, open_inputs, output_key
 from relprop.io.sources import Source
 
@@ -107,8 +106,7 @@ def opened(
         InputError, FileFormatError: what is wrong with the job's words.
     """
     reduction = parse_reduction(spec.reduce)
-    words = _Placed(spec, device) if device else spec
-    model, source, place = open_inputs(words)
+    model, source, place = open_inputs(replace(spec, device=device) if device else spec)
     collate = imported(spec.collate, spec.trust, "--collate") if spec.collate is not None else None
     loader = Loader(source, collate)
     explainer = Explainer(
@@ -170,10 +168,7 @@ def made_manifest(prepared: Prepared, spec: JobSpec, folder: Path, lock: JobLock
                 )
         else:
             size = spec.batch_size or _batch_size(prepared)
-            wanted = prepared.wanted
-            manifest = Manifest(
-                wanted.identity, wanted.environment, wanted.samples, wanted.shard_size, size
-            )
+            manifest = replace(prepared.wanted, batch_size=size)
             write_manifest(folder, manifest)
     _fix_threads(prepared, manifest)
     return manifest
@@ -196,16 +191,6 @@ def _fix_threads(prepared: Prepared, manifest: Manifest) -> None:
     """Compute with the threads that the job was begun with: last bits may depend on them."""
     if prepared.device.type == "cpu":
         torch.set_num_threads(int(manifest.environment["threads"]))
-
-
-class _Placed:
-    """A job's words with another device."""
-
-    def __init__(self, spec: JobSpec, device: str) -> None:
-        self._spec, self.device = spec, device
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._spec, name)
 
 
 def _example(loader: Loader, labelled: bool) -> Loaded:

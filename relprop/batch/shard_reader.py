@@ -14,7 +14,7 @@ from torch import Tensor
 
 from relprop.batch.manifest import Manifest, Record
 from relprop.batch.rows import COLUMNS, Failure, unpack_failures
-from relprop.batch.shard_format import DATA, DTYPES, FORMAT, VERSION, checksum
+from relprop.batch.shard_writer import DATA, DTYPES, FORMAT, VERSION, checksum
 from relprop.errors import FileFormatError
 from relprop.io.files import printable, require_file
 

@@ -23,7 +23,7 @@ LARGEST = {
 }
 
 
-def _of(group: str, default: Any = None, help: str | None = None, **word: Any) -> Any:
+def _of(group: str, help: str | None, default: Any = None, **word: Any) -> Any:
     """A field with its option of `relprop explain`: group, help and other arguments of argparse."""
     return field(default=default, metadata={"group": group, "help": help, **word})
 
@@ -43,110 +43,98 @@ class JobSpec:
     data: str
     job: str
 
-    weights: str | None = _of("model", None, "its weights, a .safetensors file", metavar="FILE")
-    trust: bool = _of("model", False, "let the model's own code run")
-    device: str = _of("model", "auto", "cpu, cuda, cuda:1, …; cuda where it is")
+    weights: str | None = _of("model", "its weights, a .safetensors file", metavar="FILE")
+    trust: bool = _of("model", "let the model's own code run", False)
+    device: str = _of("model", "cpu, cuda, cuda:1, …; cuda where it is", "auto")
 
     resize: tuple[int, ...] | None = _of(
-        "data", None, "shorter side, or both sides", type=words.size, metavar="N|HxW"
+        "data", "shorter side, or both sides", type=words.size, metavar="N|HxW"
     )
     crop: tuple[int, ...] | None = _of(
-        "data", None, "cut from the centre", type=words.size, metavar="N|HxW"
+        "data", "cut from the centre", type=words.size, metavar="N|HxW"
     )
     mean: tuple[float, ...] | None = _of(
-        "data", None, "subtracted, each channel's", type=words.numbers, metavar="M[,M,M]"
+        "data", "subtracted, each channel's", type=words.numbers, metavar="M[,M,M]"
     )
     std: tuple[float, ...] | None = _of(
-        "data", None, "divided by, each channel's", type=words.spread, metavar="S[,S,S]"
+        "data", "divided by, each channel's", type=words.spread, metavar="S[,S,S]"
     )
-    channels: int | None = _of(
-        "data", None, "of image files: grey or RGB", type=int, choices=(1, 3)
-    )
+    channels: int | None = _of("data", "of image files: grey or RGB", type=int, choices=(1, 3))
     labels: str | None = _of(
         "data",
-        None,
         "for images a CSV file of lines name,label, or 'folders': the sub-folder they lie in; "
         "for arrays a .npy, IDX or text file in their order",
         metavar="FILE|folders",
     )
-    array: str | None = _of("data", None, "the array or column to explain", metavar="NAME")
-    limit: int | None = _of(
-        "data", None, "explain the first N inputs", type=words.count, metavar="N"
-    )
+    array: str | None = _of("data", "the array or column to explain", metavar="NAME")
+    limit: int | None = _of("data", "explain the first N inputs", type=words.count, metavar="N")
     max_pixels: int = _of(
-        "data", MAX_PIXELS, "refuse larger images (%(default)s)", type=words.count, metavar="N"
+        "data", "refuse larger images (%(default)s)", MAX_PIXELS, type=words.count, metavar="N"
     )
     max_bytes: int = _of(
         "data",
-        MAX_BYTES,
         "refuse files that unpack to more (%(default)s)",
+        MAX_BYTES,
         type=words.count,
         metavar="N",
     )
 
-    method: str = _of("method", "epsilon_plus", "see above (%(default)s)")
+    method: str = _of("method", "see above (%(default)s)", "epsilon_plus")
     method_option: tuple[tuple[str, Any], ...] = _of(
         "method",
-        (),
         "an argument of the method, such as low=-1; v,v,v is one value a channel; repeatable",
+        (),
         type=words.option,
         action="append",
         metavar="NAME=VALUE",
     )
     target: str | int | tuple[int, ...] = _of(
         "method",
-        "predicted",
         "the class to explain, 'predicted' (the default) or 'label'; i,j indexes an output of "
         "several dimensions",
+        "predicted",
         type=words.target,
         metavar="T",
     )
     top: int | None = _of(
-        "method", None, "explain the K largest outputs of each input", type=words.count, metavar="K"
+        "method", "explain the K largest outputs of each input", type=words.count, metavar="K"
     )
-    output: str | None = _of(
-        "method", None, "which of several outputs, by name or index", metavar="KEY"
-    )
-    backend: str = _of("method", "auto", choices=("auto", "triton", "aten", "reference"))
-    precision: str = _of("method", "highest", choices=("highest", "high", "medium"))
+    output: str | None = _of("method", "which of several outputs, by name or index", metavar="KEY")
+    backend: str = _of("method", None, "auto", choices=("auto", "triton", "aten", "reference"))
+    precision: str = _of("method", None, "highest", choices=("highest", "high", "medium"))
     batch_size: int | None = _of(
-        "method", None, "(32; a job finds the fastest itself)", type=words.count, metavar="N"
+        "method", "(32; a job finds the fastest itself)", type=words.count, metavar="N"
     )
-    quiet: bool = _of("output", False, "no progress bar, no table")
+    quiet: bool = _of("output", "no progress bar, no table", False)
 
-    shard_size: int = _of("job", 4096, "samples (%(default)s)", type=words.count, metavar="N")
-    format: str = _of("job", "safetensors", "of shards (%(default)s)", choices=FORMATS)
-    dtype: str = _of("job", "float32", "(%(default)s)", choices=STORED)
+    shard_size: int = _of("job", "samples (%(default)s)", 4096, type=words.count, metavar="N")
+    format: str = _of("job", "of shards (%(default)s)", "safetensors", choices=FORMATS)
+    dtype: str = _of("job", "(%(default)s)", "float32", choices=STORED)
     reduce: str | None = _of(
         "job",
-        None,
         "store less of a map: pool:14x14 (sums of cells), channel-sum, topk:K, or a chain "
         "such as channel-sum,topk:100",
         metavar="CHAIN",
     )
     summary: tuple[str, ...] = _of(
         "job",
-        (),
         "sum up while streaming: channel, class, time",
+        (),
         type=words.list_of(str, "kinds"),
         metavar="KIND[,KIND]",
     )
-    maps: bool = _of("job", True, "keep summaries, not maps")
-    engine: str = _of("job", "local", "(%(default)s)", choices=ENGINES)
-    workers: int = _of("job", 1, "processes that explain", type=words.count, metavar="N")
+    maps: bool = _of("job", "keep summaries, not maps", True)
+    engine: str = _of("job", "(%(default)s)", "local", choices=ENGINES)
+    workers: int = _of("job", "processes that explain", 1, type=words.count, metavar="N")
     readers: int | None = _of(
-        "job",
-        None,
-        "processes that read, for each; 0: none",
-        type=words.count_or_zero,
-        metavar="N",
+        "job", "processes that read, for each; 0: none", type=words.count_or_zero, metavar="N"
     )
-    threads: int | None = _of("job", None, "of one worker on a CPU", type=words.count, metavar="N")
+    threads: int | None = _of("job", "of one worker on a CPU", type=words.count, metavar="N")
     collate: str | None = _of(
-        "job", None, "makes a list of samples the model's inputs", metavar="MODULE:NAME"
+        "job", "makes a list of samples the model's inputs", metavar="MODULE:NAME"
     )
-    quick: bool = _of("job", False, "on a rerun check sizes, not checksums")
-    accept_versions: bool = _of("job", False, "go on with what other versions began")
+    quick: bool = _of("job", "on a rerun check sizes, not checksums", False)
+    accept_versions: bool = _of("job", "go on with what other versions began", False)
 
     def __post_init__(self) -> None:
         for name, allowed in (

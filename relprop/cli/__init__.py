@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 if all went well, 1 if some inputs failed, 2 if nothing could be done, 130 if interrupted.
     """
-    # late, since `relprop.batch` uses readers of this package, and the commands use it
+    # late: the processes of a job import this package too, and need no command
     from relprop.cli.arguments import parser
     from relprop.cli.commands import COMMANDS
 

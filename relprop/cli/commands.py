@@ -14,6 +14,7 @@ from relprop._version import __version__
 from relprop.batch.explaining import Explaining
 from relprop.batch.feed import Feed
 from relprop.batch.loading import Loaded, Loader, windows
+from relprop.batch.outputs import SetupError, floating_dtype
 from relprop.batch.preparing import opened
 from relprop.batch.spec import JobSpec
 from relprop.batch.worker import located
@@ -25,7 +26,6 @@ from relprop.cli.training import run_train
 from relprop.errors import InputError, ModelError
 from relprop.io.files import printable
 from relprop.io.opening import open_inputs
-from relprop.io.outputs import SetupError, floating_dtype
 from relprop.io.sources import Item, Source
 
 __all__ = ["COMMANDS", "check", "explain", "info"]

@@ -17,7 +17,7 @@ from relprop import data
 from relprop.cli.progress import Progress
 from relprop.data import Task
 from relprop.errors import InputError
-from relprop.io.device import chosen_device
+from relprop.io.opening import chosen_device
 from relprop.study import networks as study
 from relprop.study.networks.training import ACCEPTED, EPOCHS, PAIRS, start, train, weights_path
 from relprop.study.training import Recipe, Training

@@ -14,17 +14,18 @@ from torch import Tensor
 
 from relprop.data.idx import read_idx
 from relprop.data.mirrors import cache_folder, download, fetch_split
-from relprop.data.sequences import Sequences, strips
 from relprop.data.sets import SETS, DataSet, files_of, lookup
 from relprop.data.shipped import read_sample
 from relprop.data.tasks import (
     SEEDS,
     TASKS,
+    Sequences,
     Task,
     data_set_of,
     majority_task,
     single_task,
     split_indices,
+    strips,
 )
 from relprop.errors import FileFormatError, InputError
 

@@ -5,8 +5,12 @@ Weights are read from safetensors files only; nothing is unpickled without `--tr
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,9 +20,8 @@ from torch import Tensor, nn
 from relprop import models
 from relprop.errors import FileFormatError, InputError
 from relprop.io.files import PICKLED_SUFFIXES, check_zip, printable, require_file
-from relprop.io.imports import imported, require_trust
 
-__all__ = ["load_model"]
+__all__ = ["imported", "load_model", "require_trust"]
 
 
 def load_model(spec: str, weights: str | None, trust: bool) -> nn.Module:
@@ -124,3 +127,41 @@ def _check_state(path: Path, state: dict[str, Tensor], expected: dict[str, Tenso
 def _some(names: list[str]) -> str:
     shown = printable(", ".join(names[:3]))
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def require_trust(spec: str, trust: bool, option: str, what: str) -> None:
+    """Refuse what runs code, unless the user said that it may.
+
+    Raises:
+        InputError: not trusted.
+    """
+    if not trust:
+        raise InputError(
+            f"{option} {printable(spec)!r}: {what} runs code of its author; add --trust if you "
+            "trust it as much as a program that you run"
+        )
+
+
+def imported(spec: str, trust: bool, option: str) -> Any:
+    """The object that `package.module:name` names.
+
+    Args:
+        spec: the words.
+        trust: whether code may run.
+        option: what the user gave them for.
+
+    Raises:
+        InputError: not trusted, not of that form, or importing it fails.
+    """
+    require_trust(spec, trust, option, "importing a module")
+    module, _, attribute = spec.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` has it
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {printable(error)}"
+        raise InputError(f"{option} {printable(spec)!r}: {reason}") from error
+    return found

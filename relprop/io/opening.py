@@ -9,13 +9,13 @@ from torch import nn
 
 from relprop import data, models
 from relprop.errors import InputError
-from relprop.io.device import chosen_device
+from relprop.io.files import printable
 from relprop.io.inputs import open_source
 from relprop.io.loading import load_model
 from relprop.io.preprocess import Preprocess
 from relprop.io.sources import Source, SourceOptions
 
-__all__ = ["method_options", "open_inputs", "output_key", "source_options"]
+__all__ = ["chosen_device", "method_options", "open_inputs", "output_key", "source_options"]
 
 PREPROCESSING = ("resize", "crop", "mean", "std", "channels")
 
@@ -68,3 +68,19 @@ def method_options(pairs: Any) -> dict[str, Any]:
 def output_key(text: str | None) -> str | int | None:
     """`--output`: a position where it is a whole number, else a name."""
     return int(text) if text is not None and text.lstrip("-").isdecimal() else text
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of a --device argument; "auto" is CUDA where it is, else the CPU.
+
+    Raises: InputError where the device cannot be used.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = printable(str(error).partition("\n")[0], 120)
+        raise InputError(f"--device {printable(name)}: cannot be used here ({reason})") from None
+    return device

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from relprop.errors import FileFormatError, InputError, RelpropError
 from relprop.io.files import printable
-from relprop.io.imports import imported
+from relprop.io.loading import imported
 from relprop.io.sources import IMAGE_SUFFIXES, Labelled, Numbered, Source, SourceOptions
 
 __all__ = ["named_dataset", "open_url"]

@@ -284,7 +284,7 @@ class TestHostileFolders:
         """A shard with a right checksum whose samples are not each there once."""
         import hashlib
 
-        from relprop.batch.shard_format import checksum
+        from relprop.batch.shard_writer import checksum
 
         path = shard_of(folder, 0)
         data = bytearray(path.read_bytes())

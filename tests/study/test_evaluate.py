@@ -27,7 +27,7 @@ from relprop.study.evaluation.cells import fingerprint, read_cell, write_cell
 from relprop.study.evaluation.explained import TABLE
 from relprop.study.evaluation.report import ordering, reasons
 from relprop.study.evaluation.reported import COSINE, REFERENCES
-from relprop.study.networks.accuracies import ACCURACY
+from relprop.study.networks.card import ACCURACY
 
 COUNT = 6
 

@@ -15,7 +15,7 @@ from relprop.errors import FileFormatError
 from relprop.models.train import accuracy
 from relprop.study import networks as study
 from relprop.study.networks import card
-from relprop.study.networks.shipped import weights_file
+from relprop.study.networks.registry import weights_file
 from relprop.study.networks.training import ACCEPTED
 
 PAIRS = study.pairs()

@@ -21,9 +21,9 @@ from relprop.integrations.zennit.attribution import (  # noqa: E402
     IntegratedGradients,
     SmoothGrad,
 )
-from relprop.integrations.zennit.canonised import canonised  # noqa: E402
 from relprop.integrations.zennit.convert import to_composite  # noqa: E402
 from relprop.integrations.zennit.reading import hooked, own_rule  # noqa: E402
+from relprop.integrations.zennit.session import canonised  # noqa: E402
 
 __all__ = [
     "Gradient",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from zennit.canonizers import Canonizer, CompositeCanonizer, MergeBatchNorm
 from zennit.core import Composite
 
 from relprop.capture.call import Call, neutral_modes
@@ -16,7 +18,6 @@ from relprop.engine.plan import Plan
 from relprop.errors import InputError
 from relprop.explainer import Explainer
 from relprop.integrations.zennit import rules
-from relprop.integrations.zennit.canonised import canonised
 from relprop.integrations.zennit.convert import to_composite, usual_modules
 from relprop.integrations.zennit.hook import RuleHook
 from relprop.integrations.zennit.lookup import Lookup
@@ -24,7 +25,9 @@ from relprop.integrations.zennit.reading import own_rule
 from relprop.integrations.zennit.relu import ReLUMode
 from relprop.methods import PropagationMethod
 
-__all__ = ["Session"]
+__all__ = ["Session", "canonised"]
+
+_RESIDUAL = ("ResNetBottleneckCanonizer", "ResNetBasicBlockCanonizer", "ResNetCanonizer")
 
 Start = Callable[[Tensor], Tensor]
 
@@ -167,3 +170,41 @@ def _common(hooks: dict[Any, RuleHook], model: nn.Module, label: str) -> RuleHoo
     if len({(type(hook), tuple(hook.parameters.items())) for hook in hooks.values()}) > 1:
         raise InputError(f"{label}: the rules of the model's nn.ReLU differ; expected one for all")
     return rule
+
+
+def canonised(model: nn.Module, composite: Composite) -> nn.Module:
+    """The model as a composite's canonizers leave it; the model itself is not changed.
+
+    Merging batch norms and spelling out residual sums is what relprop does by itself, from the
+    operations: those canonizers are skipped.  For any other the model is copied, and the canonizer
+    applied to the copy.
+
+    Args:
+        model: the model.
+        composite: one of Zennit's.
+
+    Returns:
+        The model itself, or a copy of it with the values that it has now.
+    """
+    needed = list(_needed(composite.canonizers))
+    if not needed:
+        return model
+    copied = copy.deepcopy(model)
+    for canonizer in needed:
+        canonizer.apply(copied)
+    return copied
+
+
+def _needed(canonizers: Iterable[Canonizer]) -> Iterable[Canonizer]:
+    for canonizer in canonizers:
+        if isinstance(canonizer, MergeBatchNorm) or _is_residual(canonizer):
+            continue
+        if type(canonizer) is CompositeCanonizer:
+            yield from _needed(canonizer.canonizers)
+        else:
+            yield canonizer
+
+
+def _is_residual(canonizer: Canonizer) -> bool:
+    kind = type(canonizer)
+    return kind.__module__ == "zennit.torchvision" and kind.__name__ in _RESIDUAL

@@ -15,7 +15,7 @@ from relprop.study.evaluation.reported import (
     TITLES,
     known_cause,
 )
-from relprop.study.networks.accuracies import ACCURACY
+from relprop.study.networks.card import ACCURACY
 from relprop.tables import aligned
 
 __all__ = ["ordering", "reasons", "report"]

@@ -7,8 +7,15 @@ Sizes and equations: P. Chormai, "Designing Recurrent Neural Networks for Explai
 from __future__ import annotations
 
 from relprop.study.networks.explained import Kind, composite, method
-from relprop.study.networks.registry import ARCHITECTURES, TITLES, build, steps_and_width
-from relprop.study.networks.shipped import describe, load, pairs
+from relprop.study.networks.registry import (
+    ARCHITECTURES,
+    TITLES,
+    build,
+    describe,
+    load,
+    pairs,
+    steps_and_width,
+)
 
 __all__ = [
     "ARCHITECTURES",

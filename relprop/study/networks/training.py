@@ -16,8 +16,7 @@ from relprop.data import Task
 from relprop.errors import InputError
 from relprop.models import write_weights
 from relprop.models.train import accuracy
-from relprop.study.networks.registry import build, steps_and_width
-from relprop.study.networks.shipped import load
+from relprop.study.networks.registry import build, load, steps_and_width
 from relprop.study.training import Recipe, Training
 
 __all__ = ["ACCEPTED", "EPOCHS", "PAIRS", "Tasks", "start", "train", "weights_path"]

@@ -37,7 +37,7 @@ class Contraction:
         a: its input.
         weight: its modified weights.
         z: the denominators, `[saved, batch, ...]`, float32; None if not asked for.
-        y: the layer's output through the activation, float32.
+        y: the layer's output through the activation, float32; None inside a recurrent layer.
     """
 
     map: LinearMap
@@ -45,7 +45,7 @@ class Contraction:
     a: Tensor
     weight: Weight
     z: Tensor | None
-    y: Tensor
+    y: Tensor | None
 
 
 def contraction(

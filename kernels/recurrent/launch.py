@@ -122,6 +122,7 @@ def recurrent_forward(
     bias, own_bias = biases_of(kind, b_ih, b_hh)
     flat = w_ih.reshape(ways * gates * hidden, -1)
     y = contraction(Dense(), Epsilon(), rows, flat, bias, save=False, precision=precision).y
+    assert y is not None
     h = rows.new_empty(len(rows), ways * hidden, dtype=torch.float32)
     h = steps_first(h, x, batch_first)
 

@@ -99,6 +99,7 @@ class TritonBackend:
         )
         if not program.own_input and not flat:
             cache[fixed] = saved.z
+        assert saved.y is not None
         y = saved.y.squeeze(-1) if len(shape) < a.ndim else saved.y
         return y, Saved(linear_map, shape, None if flat else saved, a, w)
 

@@ -114,7 +114,8 @@ def _add(command: argparse.ArgumentParser, title: str) -> argparse._ArgumentGrou
         word = dict(field.metadata)
         if word.pop("group", None) != title:
             continue
-        name, default = field.name.replace("_", "-"), field.default
+        name = field.name.replace("_", "-")
+        default: Any = field.default
         if isinstance(default, bool):
             option = f"--no-{name}" if default else f"--{name}"
             word.update(dest=field.name, action=f"store_{str(not default).lower()}")

@@ -8,7 +8,6 @@ those of Zennit mean what they mean there, on networks with one stem.
 from relprop.composites import presets
 from relprop.composites.composite import Composite, uniform
 from relprop.composites.presets import *  # noqa: F403 (the names are listed there)
-from relprop.composites.presets import from_name
 from relprop.composites.selectors import KINDS, LINEAR_KINDS, LayerInfo, Selector
 
 __all__ = [

@@ -88,7 +88,7 @@ class Comparison:
         with neutral_modes(*call.leaves):
             explainers = list(self.explainers.values())
             explainers[0]._check_inputs(call)
-            plans = [explainer._prepare(call)[1] for explainer in explainers]
+            plans = [explainer._prepare(call).plan for explainer in explainers]
             shared = SharedForward(explainers[0].model, plans)
             return {
                 name: explainer._explained_call(call, target, start, True, report, shared)

@@ -14,15 +14,14 @@ from relprop.capture.call import NAN_POLICIES, Call, check_inputs, neutral_modes
 from relprop.conservation import StepRecord
 from relprop.engine import gradients, run
 from relprop.engine.gradients import GradientPlan
-from relprop.engine.groups import explain_within_memory
+from relprop.engine.groups import explain_halves
 from relprop.engine.lengths import explain_by_length
-from relprop.engine.planner import AnyPlan, Planner
-from relprop.engine.selection import Starting, explained_inputs, explained_labels, layer_value
+from relprop.engine.planner import AnyPlan, Planner, Prepared
+from relprop.engine.selection import layer_value
 from relprop.engine.shared_forward import SharedForward
-from relprop.engine.targets import squeeze_targets, start_sums
-from relprop.errors import InputError, PlanningError
+from relprop.engine.targets import Starting, squeeze_targets, start_sums
+from relprop.errors import InputError, PlanningError, is_out_of_memory
 from relprop.explanation import Explanation
-from relprop.graph import Graph
 
 __all__ = ["Explainer", "explain"]
 
@@ -199,7 +198,14 @@ class Explainer:
         explained = partial(self._explained_call, full=full, report=report)
         if getattr(self.method, "noise", 0.0):  # drawn for a whole batch: halves get other noise
             return explained(call, target, start)
-        return explain_within_memory(call, target, start, explained)
+        try:
+            return explained(call, target, start)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or call.batch < 2:
+                raise
+        # outside of the handler, whose traceback would keep the failed attempt's tensors alive
+        smaller = partial(self._within_memory, full=full, report=report)
+        return explain_halves(call, target, start, smaller)
 
     def _explained_call(
         self,
@@ -211,14 +217,11 @@ class Explainer:
         shared: SharedForward | None = None,
     ) -> Explanation:
         self._check_inputs(call)
-        graph, plan, engine = self._prepare(call)
+        graph, plan, engine, chosen = self._prepare(call)
         values = dict(zip(graph.inputs, call.leaves, strict=True))
-        labels = explained_labels(self.inputs, call)
-        chosen = explained_inputs(graph, call, plan, labels)
         named = {path: layer_value(plan, path) for path in self.layers}
-        begin = Starting(
-            target, self.start if start is None else start, call, self.nan_policy, plan
-        )
+        begun = self.start if start is None else start
+        begin = Starting(target, begun, call, self.nan_policy, plan.graph, plan.output)
         wanted = [*chosen, *named.values()] if full else chosen
         records: list[StepRecord] = []
         if isinstance(plan, GradientPlan):
@@ -254,7 +257,7 @@ class Explainer:
         for relevance in maps:
             delta = delta - start_sums(relevance, axis).to(delta)
         shaped = tuple(squeeze_targets(relevance, target, axis) for relevance in maps)
-        graph = begin.plan.graph
+        graph = begin.graph
         hidden = {
             path: squeeze_targets(
                 found[name],
@@ -277,7 +280,7 @@ class Explainer:
     def _check_inputs(self, call: Call) -> None:
         check_inputs(call, self.nan_policy)
 
-    def _prepare(self, call: Call) -> tuple[Graph, AnyPlan, run.Engine]:
+    def _prepare(self, call: Call) -> Prepared:
         return self._planner.prepare(call)
 
 

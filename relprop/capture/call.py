@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,18 +13,24 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from relprop.capture.export import example_batch
+from relprop.capture.time import time_axes
 from relprop.errors import CaptureError, InputError, PlanningError
 
 __all__ = [
+    "EXAMPLE_BATCH",
     "NAN_POLICIES",
     "Call",
     "check_finite",
     "check_inputs",
     "check_modes",
+    "example_batch",
+    "free_time",
     "neutral_modes",
     "unwrap",
 ]
+
+EXAMPLE_BATCH = 2
+"""A batch of 1 would be specialised by torch.export."""
 
 
 @dataclass(frozen=True)
@@ -223,3 +229,30 @@ def unwrap(model: Any) -> nn.Module:
                 "quantisation"
             )
     return model
+
+
+def free_time(model: nn.Module, leaves: Sequence[Any], batch_dim: int) -> dict[int, int]:
+    """The time axes for which one capture may serve any number of steps from two on."""
+    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return {}
+    axes = time_axes(model, leaves, batch_dim)
+    return axes if all(leaves[i].shape[axis] > 1 for i, axis in axes.items()) else {}
+
+
+def example_batch(leaves: Sequence[Any], batch_dim: int) -> list[Any]:
+    """The leaves with their batch cut or repeated to `EXAMPLE_BATCH` samples."""
+    return [_resize(leaf, batch_dim) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+
+def _resize(tensor: Tensor, axis: int) -> Tensor:
+    if tensor.ndim <= axis:
+        return tensor
+    size = tensor.shape[axis]
+    if size >= EXAMPLE_BATCH:
+        # a copy: strides that tell of the whole batch would tie the capture to its size
+        return tensor.narrow(axis, 0, EXAMPLE_BATCH).clone()
+    if size == 0:
+        shape = list(tensor.shape)
+        shape[axis] = EXAMPLE_BATCH
+        return tensor.new_zeros(shape)
+    return torch.cat([tensor] * EXAMPLE_BATCH, axis)

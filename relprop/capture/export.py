@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind
 
+from relprop.capture.call import EXAMPLE_BATCH, example_batch, free_time
 from relprop.capture.fx import operation_name, shape_of, translated
-from relprop.capture.time import library_operation, time_axes, whole_sequences
+from relprop.capture.time import library_operation, whole_sequences
 from relprop.errors import CaptureError
 from relprop.graph import Graph, Node, Ref, Source
 
 __all__ = [
     "capture_by_export",
-    "example_batch",
     "graph_of",
 ]
 
@@ -39,28 +39,6 @@ def _einsum(*args: Any, **kwargs: Any) -> Any:
 
 _TAKEN_APART = {torch.ops.aten.einsum.default: _einsum}
 """Operations whose meaning is in their arguments, by what computes them from others."""
-
-EXAMPLE_BATCH = 2
-"""A batch of 1 would be specialised by torch.export."""
-
-
-def example_batch(leaves: Sequence[Any], batch_dim: int) -> list[Any]:
-    """The leaves with their batch cut or repeated to `EXAMPLE_BATCH` samples."""
-    return [_resize(leaf, batch_dim) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-
-def _resize(tensor: Tensor, axis: int) -> Tensor:
-    if tensor.ndim <= axis:
-        return tensor
-    size = tensor.shape[axis]
-    if size >= EXAMPLE_BATCH:
-        # a copy: strides that tell of the whole batch would tie the capture to its size
-        return tensor.narrow(axis, 0, EXAMPLE_BATCH).clone()
-    if size == 0:
-        shape = list(tensor.shape)
-        shape[axis] = EXAMPLE_BATCH
-        return tensor.new_zeros(shape)
-    return torch.cat([tensor] * EXAMPLE_BATCH, axis)
 
 
 def capture_by_export(
@@ -92,14 +70,6 @@ def capture_by_export(
         raise CaptureError(f"torch.export refuses the model: {_first_line(first)}") from first
     batch = next((x.shape[batch_dim] for x in leaves if _has_axis(x, batch_dim)), 1)
     return graph_of(model, program, batch, symbolic=False)
-
-
-def free_time(model: nn.Module, leaves: Sequence[Any], batch_dim: int) -> dict[int, int]:
-    """The time axes for which one capture may serve any number of steps from two on."""
-    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        return {}
-    axes = time_axes(model, leaves, batch_dim)
-    return axes if all(leaves[i].shape[axis] > 1 for i, axis in axes.items()) else {}
 
 
 def _for_any_time(

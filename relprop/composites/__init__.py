@@ -7,7 +7,6 @@ those of Zennit mean what they mean there, on networks with one stem.
 
 from relprop.composites import presets
 from relprop.composites.composite import Composite, uniform
-from relprop.composites.names import from_name
 from relprop.composites.presets import *  # noqa: F403 (the names are listed there)
 from relprop.composites.selectors import KINDS, LINEAR_KINDS, LayerInfo, Selector
 
@@ -17,7 +16,6 @@ __all__ = [
     "Composite",
     "LayerInfo",
     "Selector",
-    "from_name",
     "uniform",
 ]
 __all__ += presets.__all__

@@ -84,7 +84,7 @@ class GraphedExplainer:
         self.x, self.nan_policy, self.batch_dim = x.detach().clone(), nan_policy, batch_dim
         self.start = planner.method.start if start is None else start
         with neutral_modes(self.x):
-            graph, plan, engine = planner.prepare(self._call(self.x))
+            graph, plan, engine, _ = planner.prepare(self._call(self.x))
             if engine is None or not isinstance(plan, Plan):
                 raise InputError(
                     f"GraphedExplainer: {planner.method.name} differentiates; expected a method "

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from relprop.capture.call import Call
 from relprop.conservation import StepRecord
-from relprop.errors import is_out_of_memory
 from relprop.explanation import Explanation
 
-__all__ = ["Explain", "Group", "explain_group", "explain_within_memory", "joined"]
+__all__ = ["Explain", "Group", "explain_group", "explain_halves", "joined"]
 
 Explain = Callable[[Call, Any, Any], Explanation]
 """A call, its target, its start → its explanation."""
@@ -56,28 +55,15 @@ def explain_group(
     return Group(rows, part, explain(part, _of_rows(target, rows, call.batch), begin))
 
 
-def explain_within_memory(call: Call, target: Any, start: Any, explain: Explain) -> Explanation:
-    """Explain a call; where memory does not suffice, its halves, and theirs.
+def explain_halves(call: Call, target: Any, start: Any, explain: Explain) -> Explanation:
+    """Explain the halves of a call for which memory does not suffice, each by `explain`.
 
     Samples do not depend on each other, so the result is the same.
-
-    Raises:
-        RuntimeError: a single sample does not fit; the library's own out-of-memory error.
     """
-    try:
-        return explain(call, target, start)
-    except RuntimeError as error:
-        if not is_out_of_memory(error) or call.batch < 2:
-            raise
-    # outside of the handler, whose traceback would keep the failed attempt's tensors alive
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     halves = torch.arange(call.batch).tensor_split(2)
-
-    def smaller(part: Call, own_target: Any, own_start: Any) -> Explanation:
-        return explain_within_memory(part, own_target, own_start, explain)
-
-    groups = [explain_group(rows, call, target, start, smaller) for rows in halves]
+    groups = [explain_group(rows, call, target, start, explain) for rows in halves]
     return joined(groups, target, call, {})
 
 

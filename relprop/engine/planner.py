@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,22 @@ from relprop.capture.call import Call
 from relprop.engine.gradients import GradientPlan
 from relprop.engine.plan import Plan
 from relprop.engine.run import Engine
-from relprop.engine.selection import explained_labels, output_value
+from relprop.engine.selection import explained_inputs, explained_labels, output_value
 from relprop.graph import Graph
 from relprop.methods import GradientMethod, Method, PropagationMethod
 
-__all__ = ["AnyPlan", "Planner"]
+__all__ = ["AnyPlan", "Planner", "Prepared"]
 
 AnyPlan = Plan | GradientPlan
+
+
+class Prepared(NamedTuple):
+    """What a call runs: its graph, the plan, the engine, the names of the inputs to explain."""
+
+    graph: Graph
+    plan: AnyPlan
+    engine: Engine
+    inputs: list[str]
 
 
 class Planner:
@@ -48,16 +57,16 @@ class Planner:
         self.model, self.method = model, method
         self.output, self.inputs = output, inputs
         self.backend, self.precision, self.frozen = backend, precision, frozen
-        self.plans: OrderedDict[Any, tuple[Graph, AnyPlan, Engine]] = OrderedDict()
+        self.plans: OrderedDict[Any, Prepared] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def last(self) -> AnyPlan | None:
         """The plan used last, None before the first."""
-        return next(reversed(self.plans.values()))[1] if self.plans else None
+        return next(reversed(self.plans.values())).plan if self.plans else None
 
-    def prepare(self, call: Call) -> tuple[Graph, AnyPlan, Engine]:
-        """The graph, plan and engine for a call; those of an earlier one where they hold.
+    def prepare(self, call: Call) -> Prepared:
+        """What runs a call; what ran an earlier one where it holds.
 
         Raises:
             CaptureError, PlanningError, InputError: as when calling an explainer.
@@ -67,18 +76,19 @@ class Planner:
         key = id(graph) if graph.origin == "export" else "recorded"
         with self._lock:
             entry = self.plans.get(key)
-            if entry is None or entry[0] is not graph:
-                plan = self._bind(graph, call)
-                entry = (graph, plan, Engine(backends.get(self.backend), self.frozen))
+            if entry is None or entry.graph is not graph:
+                labels = explained_labels(self.inputs, call)
+                plan = self._bind(graph, call, labels)
+                engine = Engine(backends.get(self.backend), self.frozen)
+                entry = Prepared(graph, plan, engine, explained_inputs(graph, call, plan, labels))
                 self.plans[key] = entry
                 while len(self.plans) > KEPT:
                     self.plans.popitem(last=False)
             self.plans.move_to_end(key)
             return entry
 
-    def _bind(self, graph: Graph, call: Call) -> AnyPlan:
+    def _bind(self, graph: Graph, call: Call, explained: set[int | str] | None) -> AnyPlan:
         output = output_value(graph, self.output, type(self.model).__name__)
-        explained = explained_labels(self.inputs, call)
         tensors = [
             (name, leaf)
             for name, leaf, label in zip(graph.inputs, call.leaves, call.labels, strict=True)

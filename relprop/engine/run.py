@@ -149,7 +149,9 @@ def relevance(
             continue
         if name in wanted:
             found[name] = r
-        parts = _relevance_step(step, joined(step, saved, passed.saved, formed), r, engine)
+        if "below" in step.options:
+            saved = joined(step, saved, passed.saved, formed)
+        parts = _relevance_step(step, saved, r, engine)
         if records is not None:
             records.append(_record(plan.graph, number, step, r, parts, *batch))
         for source, part in zip(step.inputs, parts, strict=True):

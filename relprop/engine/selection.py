@@ -1,4 +1,4 @@
-"""What a call selects: inputs, output, layers, the relevance that its explanation starts with."""
+"""What a call selects: inputs, output, layers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from relprop.capture.call import Call, check_finite
+from relprop.capture.call import Call
 from relprop.engine.gradients import GradientPlan
 from relprop.engine.plan import Plan
-from relprop.engine.targets import Target, resolve_target, seed
 from relprop.errors import InputError
 from relprop.graph import Graph, Ref, refs_of
 from relprop.operations.base import traits
 
-__all__ = ["Starting", "explained_inputs", "explained_labels", "layer_value", "output_value"]
+__all__ = ["explained_inputs", "explained_labels", "layer_value", "output_value"]
 
 
 def explained_labels(inputs: Sequence[int | str] | None, call: Call) -> set[int | str] | None:
@@ -97,36 +96,6 @@ def layer_value(plan: Plan | GradientPlan, path: str) -> str:
             f"layers: {path!r} is no module call of the plan; near ones: {', '.join(near)}"
         )
     return plan.graph.module_outputs[path]
-
-
-class Starting:
-    """From an output to the starting relevance; remembers the target it resolved."""
-
-    def __init__(
-        self, target: Any, start: Any, call: Call, nan_policy: str, plan: Plan | GradientPlan
-    ) -> None:
-        self.target, self.start, self.call, self.nan_policy = target, start, call, nan_policy
-        self.plan = plan
-        self.resolved: Target | None = None
-        self.axis = 0
-
-    def __call__(self, output: Tensor) -> Tensor:
-        if self.nan_policy == "raise":
-            check_finite("the model's output", output)
-        batch, graph = self.call.batch, self.plan.graph
-        axis = graph.batch_axis(self.plan.output, output.shape, batch, self.call.batch_dim)
-        self.axis = axis or 0
-        if isinstance(self.start, Tensor):
-            if self.target is not None:
-                raise InputError("start: a tensor beside a target; expected target=None")
-        else:
-            if callable(self.target):
-                self.target = self.target(output.detach())
-            self.resolved = resolve_target(self.target, output.shape, batch, self.axis)
-        begun = seed(self.resolved, output, self.start)
-        if self.nan_policy == "raise":
-            check_finite("the starting relevance", begun)
-        return begun
 
 
 def _described(graph: Graph) -> str:

@@ -15,9 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relprop.capture.call import Call, check_finite
 from relprop.errors import InputError
+from relprop.graph import Graph
 
-__all__ = ["STARTS", "Start", "Target", "resolve_target", "seed", "squeeze_targets", "start_sums"]
+__all__ = [
+    "STARTS",
+    "Start",
+    "Starting",
+    "Target",
+    "resolve_target",
+    "seed",
+    "squeeze_targets",
+    "start_sums",
+]
 
 STARTS = ("output", "one", "relu")
 """The starting values that have a name."""
@@ -285,3 +296,33 @@ def start_sums(relevance: Tensor, batch_axis: int = 0) -> Tensor:
     """
     per_sample = relevance.movedim(batch_axis + 1, 1)
     return per_sample.unsqueeze(-1).flatten(2).sum(-1)
+
+
+class Starting:
+    """From an output to the starting relevance; remembers the target it resolved."""
+
+    def __init__(
+        self, target: Any, start: Any, call: Call, nan_policy: str, graph: Graph, value: str
+    ) -> None:
+        self.target, self.start, self.call, self.nan_policy = target, start, call, nan_policy
+        self.graph, self.value = graph, value
+        self.resolved: Target | None = None
+        self.axis = 0
+
+    def __call__(self, output: Tensor) -> Tensor:
+        if self.nan_policy == "raise":
+            check_finite("the model's output", output)
+        batch = self.call.batch
+        axis = self.graph.batch_axis(self.value, output.shape, batch, self.call.batch_dim)
+        self.axis = axis or 0
+        if isinstance(self.start, Tensor):
+            if self.target is not None:
+                raise InputError("start: a tensor beside a target; expected target=None")
+        else:
+            if callable(self.target):
+                self.target = self.target(output.detach())
+            self.resolved = resolve_target(self.target, output.shape, batch, self.axis)
+        begun = seed(self.resolved, output, self.start)
+        if self.nan_policy == "raise":
+            check_finite("the starting relevance", begun)
+        return begun

@@ -8,10 +8,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from relprop.errors import PlanningError
-from relprop.graph.maps import Conv, Dense, Diagonal, LinearMap
+from relprop.graph.maps import (
+    Conv,
+    Dense,
+    Diagonal,
+    LinearMap,
+    norm_scale,
+    norm_shift,
+    scale_bias,
+    scale_inputs,
+    scale_outputs,
+    shift_inputs,
+)
 from relprop.graph.nodes import Graph, Node, Ref
 
 __all__ = [
@@ -137,25 +147,16 @@ def _from_batch_norm(node: Node) -> list[Node]:
             f"'{node.path}' ({node.op}) is in training mode; call model.eval() first"
         )
     scale = Node(
-        f"{node.name}_scale", "batch_norm_scale", _scale, (weight, variance, epsilon),
+        f"{node.name}norm_scale", "batch_norm_scale", norm_scale, (weight, variance, epsilon),
         path=node.path, shape=(0,),
     )  # fmt: skip
     shift = Node(
-        f"{node.name}_shift", "batch_norm_shift", _shift, (bias, mean, Ref(scale.name)),
+        f"{node.name}norm_shift", "batch_norm_shift", norm_shift, (bias, mean, Ref(scale.name)),
         path=node.path, shape=(0,),
     )  # fmt: skip
     linear_map = Diagonal(len(node.shape or ()))
     layer = _linear_node(node, linear_map, x, Ref(scale.name), Ref(shift.name))
     return [scale, shift, layer]
-
-
-def _scale(weight: Tensor | None, variance: Tensor, epsilon: float) -> Tensor:
-    scale = torch.rsqrt(variance + epsilon)
-    return scale if weight is None else scale * weight
-
-
-def _shift(bias: Tensor | None, mean: Tensor, scale: Tensor) -> Tensor:
-    return -mean * scale if bias is None else bias - mean * scale
 
 
 def fold_padding(graph: Graph) -> None:
@@ -213,8 +214,8 @@ def _fold_before(graph: Graph, readers: dict[str, list[str]], norm: Node) -> boo
         return False
     x, w, b = layer.args
     scale, shift = norm.args[1:]
-    weight = _constant(norm, "weight", partial(_scale_outputs, linear_map), (w, scale))
-    bias = _constant(norm, "bias", _scale_bias, (b, scale, shift))
+    weight = _constant(norm, "weight", partial(scale_outputs, linear_map), (w, scale))
+    bias = _constant(norm, "bias", scale_bias, (b, scale, shift))
     joint = replace(layer, name=norm.name, args=(x, Ref(weight.name), Ref(bias.name)))
     joint = replace(joint, shape=norm.shape, attributes={**joint.attributes, "folded": norm.path})
     _replace(graph, norm.name, [weight, bias, joint], drop=layer.name)
@@ -239,8 +240,8 @@ def _fold_after(graph: Graph, readers: dict[str, list[str]], norm: Node) -> bool
         return False
     _, w, b = layer.args
     scale, shift = norm.args[1:]
-    weight = _constant(layer, "weight", partial(_scale_inputs, linear_map), (w, scale))
-    bias = _constant(layer, "bias", partial(_shift_inputs, linear_map), (w, b, shift))
+    weight = _constant(layer, "weight", partial(scale_inputs, linear_map), (w, scale))
+    bias = _constant(layer, "bias", partial(shift_inputs, linear_map), (w, b, shift))
     joint = replace(layer, args=(norm.args[0], Ref(weight.name), Ref(bias.name)))
     joint = replace(joint, attributes={**joint.attributes, "folded": norm.path})
     _replace(graph, layer.name, [weight, bias, joint], drop=norm.name)
@@ -267,35 +268,3 @@ def _replace(graph: Graph, name: str, new: list[Node], drop: str) -> None:
         elif key != drop:
             nodes[key] = node
     graph.nodes = nodes
-
-
-def _scale_outputs(linear_map: LinearMap, w: Tensor, scale: Tensor) -> Tensor:
-    if isinstance(linear_map, Conv) and linear_map.transposed:
-        groups = linear_map.groups
-        split = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
-        factors = scale.reshape(groups, 1, w.shape[1], *(1,) * linear_map.spatial)
-        return (split * factors).reshape(w.shape)
-    return w * scale.reshape(-1, *(1,) * (w.ndim - 1))
-
-
-def _scale_bias(b: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
-    return shift if b is None else b * scale + shift
-
-
-def _over_inputs(linear_map: LinearMap, w: Tensor, vector: Tensor) -> Tensor:
-    """The vector over input features, shaped like the weight's input axis."""
-    if isinstance(linear_map, Dense):
-        return vector
-    assert isinstance(linear_map, Conv)
-    rows = vector.reshape(linear_map.groups, w.shape[1])
-    rows = rows.repeat_interleave(w.shape[0] // linear_map.groups, 0)
-    return rows.reshape(*w.shape[:2], *(1,) * linear_map.spatial)
-
-
-def _scale_inputs(linear_map: LinearMap, w: Tensor, scale: Tensor) -> Tensor:
-    return w * _over_inputs(linear_map, w, scale)
-
-
-def _shift_inputs(linear_map: LinearMap, w: Tensor, b: Tensor | None, shift: Tensor) -> Tensor:
-    moved = (w * _over_inputs(linear_map, w, shift)).flatten(1).sum(1)
-    return moved if b is None else torch.add(b, moved)

@@ -20,7 +20,13 @@ __all__ = [
     "Diagonal",
     "LinearMap",
     "is_channels_last",
+    "norm_scale",
+    "norm_shift",
     "per_axis",
+    "scale_bias",
+    "scale_inputs",
+    "scale_outputs",
+    "shift_inputs",
 ]
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -214,3 +220,44 @@ class Diagonal(LinearMap):
 
     def output_shape(self, a: Sequence[int], w: Sequence[int]) -> tuple[int, ...]:
         return tuple(a)
+
+
+def norm_scale(weight: Tensor | None, variance: Tensor, epsilon: float) -> Tensor:
+    scale = torch.rsqrt(variance + epsilon)
+    return scale if weight is None else scale * weight
+
+
+def norm_shift(bias: Tensor | None, mean: Tensor, scale: Tensor) -> Tensor:
+    return -mean * scale if bias is None else bias - mean * scale
+
+
+def scale_outputs(linear_map: LinearMap, w: Tensor, scale: Tensor) -> Tensor:
+    if isinstance(linear_map, Conv) and linear_map.transposed:
+        groups = linear_map.groups
+        split = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
+        factors = scale.reshape(groups, 1, w.shape[1], *(1,) * linear_map.spatial)
+        return (split * factors).reshape(w.shape)
+    return w * scale.reshape(-1, *(1,) * (w.ndim - 1))
+
+
+def scale_bias(b: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    return shift if b is None else b * scale + shift
+
+
+def _over_inputs(linear_map: LinearMap, w: Tensor, vector: Tensor) -> Tensor:
+    """The vector over input features, shaped like the weight's input axis."""
+    if isinstance(linear_map, Dense):
+        return vector
+    assert isinstance(linear_map, Conv)
+    rows = vector.reshape(linear_map.groups, w.shape[1])
+    rows = rows.repeat_interleave(w.shape[0] // linear_map.groups, 0)
+    return rows.reshape(*w.shape[:2], *(1,) * linear_map.spatial)
+
+
+def scale_inputs(linear_map: LinearMap, w: Tensor, scale: Tensor) -> Tensor:
+    return w * _over_inputs(linear_map, w, scale)
+
+
+def shift_inputs(linear_map: LinearMap, w: Tensor, b: Tensor | None, shift: Tensor) -> Tensor:
+    moved = (w * _over_inputs(linear_map, w, shift)).flatten(1).sum(1)
+    return moved if b is None else torch.add(b, moved)

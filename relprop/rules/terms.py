@@ -15,11 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from relprop.errors import InputError
-
 __all__ = [
     "ABSOLUTE",
     "IDENTITY",
@@ -33,7 +28,6 @@ __all__ = [
     "Group",
     "Modifier",
     "Term",
-    "modified",
 ]
 
 
@@ -91,27 +85,3 @@ class Group:
 SAME_SIGNS = (Term(POSITIVE, POSITIVE), Term(NEGATIVE, NEGATIVE))
 OPPOSITE_SIGNS = (Term(POSITIVE, NEGATIVE), Term(NEGATIVE, POSITIVE))
 """The positive, and the negative, products of an input and a weight of any sign."""
-
-
-def modified(modifier: Modifier, u: Tensor) -> Tensor:
-    """A weight, bias or input under a modifier that looks at nothing but its values."""
-    match modifier.kind:
-        case "identity":
-            return u
-        case "positive":
-            return u.clamp(min=0)
-        case "negative":
-            return u.clamp(max=0)
-        case "absolute":
-            return u.abs()
-        case "square":
-            return u.square()
-        case "one":
-            return torch.ones_like(u)
-        case "zero":
-            return torch.zeros_like(u)
-        case "plus_positive":
-            return u + modifier.value * u.clamp(min=0)
-        case "plus_negative":
-            return u + modifier.value * u.clamp(max=0)
-    raise InputError(f"modifier {modifier.kind!r} has no elementwise form")

@@ -12,7 +12,8 @@ from relprop import rules
 from relprop.backends import LinearCall, get
 from relprop.backends.aten import blockwise, products
 from relprop.graph.maps import Dense
-from relprop.rules.terms import Modifier, modified
+from relprop.operations.arithmetic import modified
+from relprop.rules.terms import Modifier
 from tables import RULES, TOLERANCES
 
 ATEN, NAIVE = get("aten"), get("reference")

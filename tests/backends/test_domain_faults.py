@@ -29,9 +29,8 @@ from relprop.backends.reference import linear as reference
 from relprop.backends.reference import recurrent as naive
 from relprop.engine import targets
 from relprop.errors import RelpropError
-from relprop.graph.linear_maps import _scale_bias
-from relprop.graph.maps import Conv
-from relprop.operations import base, quotients
+from relprop.graph.maps import Conv, scale_bias
+from relprop.operations import arithmetic, base
 from relprop.operations import pointwise as operations
 from relprop.operations.pool import AveragePooling, Maximum
 from relprop.rules import AlphaBeta, Gamma, Group, Term, ZBox
@@ -142,7 +141,7 @@ def _first_of_axes(r: Tensor, shape: torch.Size) -> Tensor:
 _arguments, _contraction, _adjoint = Conv._arguments, Products.contraction, Products.adjoint
 _forward, _pool, _box = Maximum.forward, AveragePooling.options, ZBox.box_terms
 _pre_activations, _gated, _reverse = tape._pre_activations, naive._gated_step, recurrent.reverse
-_runs, _scatter, _divide = blockwise._runs, targets._scatter, quotients.divide
+_runs, _scatter, _divide = blockwise._runs, targets._scatter, arithmetic.divide
 _ranks, _mask, _sum_factors = reference._ranks, reference._mask, operations.operand_factors
 _swapped = {POSITIVE: NEGATIVE, NEGATIVE: POSITIVE}
 
@@ -257,7 +256,7 @@ FAULTS: dict[str, tuple[Plant, Row]] = {
         by_hand("z+", "reference"),
     ),
     "the shift of a batch norm is forgotten where it folds": (
-        instead(_scale_bias, lambda b, scale, shift: b * scale),
+        instead(scale_bias, lambda b, scale, shift: b * scale),
         lrp_0("convolution, norm"),
     ),
     "stride and dilation are swapped": (
@@ -269,7 +268,7 @@ FAULTS: dict[str, tuple[Plant, Row]] = {
         by_hand("alpha2 beta1", "reference"),
     ),
     "beta's group is added": (
-        instead(quotients.divide, _negative_added),
+        instead(arithmetic.divide, _negative_added),
         by_hand("alpha2 beta1", "aten"),
     ),
     "the box is upside down": (

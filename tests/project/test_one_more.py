@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +18,16 @@ from torch.testing import assert_close
 import relprop
 from plans import Function, passed, recorded
 from relprop import kernels, rules
+from relprop.backends.aten import linear
+from relprop.backends.aten.forms.proportional import EpsilonForm
+from relprop.batch import export
+from relprop.cli import main
 from relprop.composites import Composite
 from relprop.composites import selectors as kinds
 from relprop.functional import linear_relevance
 from relprop.graph import spellings
+from relprop.io import inputs
+from relprop.io.sources import Source
 from relprop.operations import base
 from relprop.rules.terms import IDENTITY, POSITIVE, ZERO
 
@@ -114,3 +121,64 @@ def test_a_kind_of_layer_is_one_entry_of_the_rules_it_takes(toys: Any) -> None:
     kinds._RULES_OF_KIND["leak"] = (rules.Norm,)
     assert kinds.fits(rules.Norm(), "leak") and not kinds.fits(rules.Pass(), "leak")
     assert kinds.allowed_rules("leak") == "Norm"
+
+
+def test_a_rule_of_ones_own_compiles() -> None:
+    w, x = torch.randn(4, 3), torch.randn(2, 3)
+    compiled = torch.compile(linear_relevance, backend="eager", fullgraph=True)
+    for rule in (Upward(0.5), Upward(0.25)):
+        found = compiled(x, w, None, torch.ones(2, 4), rule)
+        assert torch.equal(found, linear_relevance(x, w, None, torch.ones(2, 4), rule))
+
+
+def test_a_fast_form_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    class UpwardForm(EpsilonForm):
+        """Counts what it evaluates, by the definition."""
+
+        met = 0
+
+        def forward(self, layer: Any, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            UpwardForm.met += 1
+            return layer.output(a), (a, layer.products.contraction(a, POSITIVE))
+
+        def relevance(self, layer: Any, saved: tuple[Tensor, ...], r: Tensor) -> Tensor:
+            a, z = saved
+            s = r / torch.where(z >= 0, z + layer.rule.epsilon, z - layer.rule.epsilon)
+            found: Tensor = layer.products.adjoint(s, POSITIVE, layer.shape) * a
+            return found
+
+    monkeypatch.setitem(linear._FORMS, Upward, UpwardForm())
+    w, x, r = torch.randn(4, 3).double(), torch.randn(5, 3).double(), torch.randn(5, 4).double()
+    found, expected = (
+        linear_relevance(x, w, None, r, Upward(0.1), backend=backend)
+        for backend in ("aten", "reference")
+    )
+    assert UpwardForm.met == 1
+    assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_data_source_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def opened(spec: str, options: Any) -> Source:
+        rows = torch.full((3, 1, 28, 28), float(spec.removeprefix("grey:")))
+        return Source(spec, ["a", "b", "c"], rows.__getitem__)
+
+    kind = inputs.Kind("grey:VALUE, images of one value", lambda s: s.startswith("grey:"), opened)
+    monkeypatch.setattr(inputs, "KINDS", (kind, *inputs.KINDS))
+    out = tmp_path / "out"
+    assert main(["explain", "mnist_cnn", "grey:0.5", "--out", str(out)]) == 0
+    (file,) = out.glob("*.safetensors")
+    found = relprop.Explanation.load(file).relevance
+    assert isinstance(found, Tensor) and found.shape == (3, 1, 28, 28)
+    assert torch.equal(found[0], found[2])
+
+
+def test_an_export_format_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def lines(job: Any, out: Path, rows: range) -> None:
+        out.write_text("\n".join(str(int(job[row]["index"])) for row in rows))
+
+    monkeypatch.setitem(export.WRITERS, "txt", lines)
+    job, out = tmp_path / "job", tmp_path / "job.txt"
+    words = ["explain", "mnist_cnn", "mnist:sample", "--limit", "3", "--job", str(job)]
+    assert main(words) == 0
+    assert main(["export", str(job), "--to", "txt", "--out", str(out)]) == 0
+    assert out.read_text().split() == ["0", "1", "2"]

@@ -12,8 +12,8 @@ from torch import Tensor
 from relprop.backends.aten import blockwise
 from relprop.backends.aten.onednn import fused_adjoint, rectified_contraction, turned, turns
 from relprop.graph.maps import Conv, Dense, LinearMap
-from relprop.operations.quotients import new_like
-from relprop.rules.terms import IDENTITY, NEGATIVE, POSITIVE, Modifier, modified
+from relprop.operations.arithmetic import modified, new_like
+from relprop.rules.terms import IDENTITY, NEGATIVE, POSITIVE, Modifier
 
 __all__ = ["Products"]
 

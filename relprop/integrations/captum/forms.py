@@ -123,6 +123,6 @@ def target_of(explainer: Explainer, arguments: Arguments, target: Any) -> Any:
 
 def _output_sizes(explainer: Explainer, arguments: Arguments) -> tuple[int, ...]:
     """The axes of the explained output besides the batch's."""
-    _, plan, _ = explainer._prepare(Call.of(arguments.batched, None, 0))
+    plan = explainer._prepare(Call.of(arguments.batched, None, 0)).plan
     node = plan.graph.nodes.get(plan.output)
     return () if node is None or node.shape is None else tuple(node.shape[1:])

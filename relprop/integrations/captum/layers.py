@@ -115,7 +115,7 @@ def _maps(
     call = Call.of(arguments.batched, None, 0)
     with neutral_modes():
         explainer._check_inputs(call)
-        graph, plan, engine = explainer._prepare(call)
+        graph, plan, engine, _ = explainer._prepare(call)
         assert isinstance(plan, Plan) and engine is not None
         find = _entering if entering else _leaving
         names = [find(plan, _call(plan, own)) for own in paths]

@@ -97,7 +97,7 @@ class LRP(Holding, CaptumLRP):  # type: ignore[misc]
             method = PropagationMethod("captum_lrp", "output", composite)
             self._kept = key, Explainer(model, method, inputs=arguments.explained)
         explainer = self._kept[1]
-        _, plan, _ = explainer._prepare(Call.of(arguments.batched, None, 0))
+        plan = explainer._prepare(Call.of(arguments.batched, None, 0)).plan
         assert isinstance(plan, Plan)
         _check_folded(plan, composite)
         if verbose:

@@ -27,7 +27,7 @@ from relprop.graph.nodes import located, source_values
 from relprop.integrations import peer
 from relprop.integrations.captum.rules import converted, ruled
 from relprop.integrations.terms import ScaledWeights
-from relprop.rules.terms import modified
+from relprop.operations.arithmetic import modified
 
 __all__ = ["StrictResult", "layer_rules", "strict_relevance"]
 

@@ -149,7 +149,7 @@ class Analyzer:
                     return output.relu()
             return output
         with neutral_modes():
-            _, plan, _ = self.explainer._prepare(call)
+            plan = self.explainer._prepare(call).plan
         sizes = tuple((plan.graph.nodes[plan.output].shape or ())[1:])
         if not sizes:
             return None
@@ -170,7 +170,7 @@ class Analyzer:
     def _output(self, call: Call) -> Tensor:
         """The model's output, from the captured graph."""
         with neutral_modes():
-            graph, plan, _ = self.explainer._prepare(call)
+            graph, plan, *_ = self.explainer._prepare(call)
             values = dict(zip(graph.inputs, call.leaves, strict=True))
             output: Tensor = evaluate(graph, self.model, values)[plan.output]
             return output

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from relprop import backends
 from relprop.graph.checks import conv_map
 from relprop.graph.maps import Dense, LinearMap
+from relprop.operations.arithmetic import modify
 from relprop.operations.base import quotient
-from relprop.operations.modifiers import modify
 from relprop.rules import LinearRule, ZBox
 from relprop.rules.terms import Group
 

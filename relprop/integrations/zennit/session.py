@@ -105,7 +105,7 @@ class Session:
         call = Call.of((input.detach(),), None, 0)
         with neutral_modes():
             explainer._check_inputs(call)
-            graph, plan, engine = explainer._prepare(call)
+            graph, plan, engine, _ = explainer._prepare(call)
             assert isinstance(plan, Plan) and engine is not None
             (name,) = graph.inputs
             passed = run.forward(plan, engine, explainer.model, {name: call.leaves[0]})

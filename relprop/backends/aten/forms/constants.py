@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relprop.backends.aten.forms.layer import Layer, Tensors
 from relprop.graph.maps import Conv
-from relprop.operations.quotients import divide, new_like
+from relprop.operations.arithmetic import divide, new_like
 from relprop.rules import Flat, WSquare, ZBox
 from relprop.rules.bounds import bound_tensor
 from relprop.rules.terms import IDENTITY, NEGATIVE, POSITIVE, SQUARE

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from relprop.backends.aten.forms.layer import Layer, Tensors
-from relprop.operations.modifiers import modify
-from relprop.operations.quotients import divide, one_where_zero
+from relprop.operations.arithmetic import divide, modified, modify, one_where_zero
 from relprop.rules import Joint, LinearRule
-from relprop.rules.terms import Group, Modifier, Term, modified
+from relprop.rules.terms import Group, Modifier, Term
 
 __all__ = ["GeneralForm"]
 

@@ -11,7 +11,7 @@ from relprop.backends.aten.forms.constants import ZBoxForm
 from relprop.backends.aten.forms.layer import Layer, Tensors
 from relprop.backends.aten.products import Products
 from relprop.graph.maps import CHANNELS_LAST, is_channels_last
-from relprop.operations.quotients import divide, new_like, one_where_zero
+from relprop.operations.arithmetic import divide, new_like, one_where_zero
 from relprop.rules import Joint, ZBox
 from relprop.rules.terms import IDENTITY, POSITIVE
 

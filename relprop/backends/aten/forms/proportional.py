@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from relprop.backends.aten.forms.layer import Layer, Tensors
-from relprop.operations.quotients import divide, one_where_zero, quotient
+from relprop.operations.arithmetic import divide, one_where_zero, quotient
 from relprop.rules import AlphaBeta, Epsilon, Gamma, LinearRule
 from relprop.rules.terms import ABSOLUTE, IDENTITY, NEGATIVE, POSITIVE
 

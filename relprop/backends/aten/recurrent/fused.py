@@ -13,7 +13,7 @@ from torch import Tensor
 
 from relprop.backends.aten.recurrent.reduced import Scan
 from relprop.graph.recurrent import Direction
-from relprop.operations.quotients import stabilized
+from relprop.operations.arithmetic import stabilized
 
 __all__ = ["fused_scan"]
 

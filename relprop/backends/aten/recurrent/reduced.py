@@ -24,8 +24,8 @@ from torch import Tensor
 
 from relprop.backends.aten.recurrent.tape import Tape
 from relprop.graph.recurrent import CELLED
+from relprop.operations.arithmetic import flush_tiny_, stabilized
 from relprop.operations.base import quotient
-from relprop.operations.quotients import flush_tiny_, stabilized
 
 __all__ = ["Inflow", "Outflow", "Scan", "reduced_relevance", "scan_of"]
 

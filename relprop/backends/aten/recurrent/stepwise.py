@@ -15,9 +15,9 @@ from relprop.backends.aten.recurrent.reduced import Inflow, Outflow, _join
 from relprop.backends.aten.recurrent.tape import Tape
 from relprop.graph.maps import Dense
 from relprop.graph.recurrent import candidate_rule
+from relprop.operations.arithmetic import flush_tiny_
 from relprop.operations.base import quotient
 from relprop.operations.protocol import LinearCall
-from relprop.operations.quotients import flush_tiny_
 from relprop.rules import Recurrent
 
 __all__ = ["stepwise_relevance"]

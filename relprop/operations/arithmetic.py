@@ -11,11 +11,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from relprop.graph.maps import CHANNELS_LAST, is_channels_last
+from relprop.errors import InputError
+from relprop.graph.maps import CHANNELS_LAST, LinearMap, is_channels_last
+from relprop.rules import Joint, LinearRule
+from relprop.rules.bounds import bound_tensor
+from relprop.rules.terms import Modifier
 
 __all__ = [
     "divide",
     "flush_tiny_",
+    "modified",
+    "modify",
     "new_like",
     "nonzero",
     "one_where_zero",
@@ -120,3 +126,61 @@ def flush_tiny_(r: Tensor) -> Tensor:
         limits = torch.finfo(r.dtype)
         torch.hardshrink(r, limits.tiny / limits.eps, out=r)
     return r
+
+
+def modify(modifier: Modifier, u: Tensor, linear_map: LinearMap, rule: LinearRule) -> Tensor:
+    """The modified tensor, shaped like `u`.
+
+    Args:
+        modifier: of one of the rule's terms.
+        u: the layer's input, weight or bias.
+        linear_map: geometry of the layer.
+        rule: the rule, which knows where the pixels of a concatenated input are.
+
+    Raises:
+        InputError: a rule for a concatenated input does not know.
+    """
+    if modifier.part is None:
+        return _whole(modifier, u)
+    if not isinstance(rule, Joint) or rule.channels is None:
+        raise InputError(
+            f"{rule}: a rule for a concatenated input needs to know where the pixels are; "
+            "give it channels=(start, stop) on the layer's input features"
+        )
+    axis = linear_map.feature_axis
+    before, pixels, after = u.tensor_split(rule.span, axis)
+    if modifier.part == "pixel":
+        parts = torch.zeros_like(before), _whole(modifier, pixels), torch.zeros_like(after)
+    else:
+        parts = _whole(modifier, before), torch.zeros_like(pixels), _whole(modifier, after)
+    return torch.cat(parts, axis)
+
+
+def _whole(modifier: Modifier, u: Tensor) -> Tensor:
+    if modifier.kind == "constant":
+        return -bound_tensor(modifier.value).to(u).expand(u.shape)
+    return modified(modifier, u)
+
+
+def modified(modifier: Modifier, u: Tensor) -> Tensor:
+    """A weight, bias or input under a modifier that looks at nothing but its values."""
+    match modifier.kind:
+        case "identity":
+            return u
+        case "positive":
+            return u.clamp(min=0)
+        case "negative":
+            return u.clamp(max=0)
+        case "absolute":
+            return u.abs()
+        case "square":
+            return u.square()
+        case "one":
+            return torch.ones_like(u)
+        case "zero":
+            return torch.zeros_like(u)
+        case "plus_positive":
+            return u + modifier.value * u.clamp(min=0)
+        case "plus_negative":
+            return u + modifier.value * u.clamp(max=0)
+    raise InputError(f"modifier {modifier.kind!r} has no elementwise form")

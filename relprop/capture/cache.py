@@ -13,8 +13,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from relprop.capture.call import Call, check_modes, neutral_modes
-from relprop.capture.export import capture_by_export, free_time
+from relprop.capture.call import Call, check_modes, free_time, neutral_modes
+from relprop.capture.export import capture_by_export
 from relprop.capture.record import record
 from relprop.capture.untouched import hooks_disabled, untouched
 from relprop.errors import CaptureError, InputError, ModelError

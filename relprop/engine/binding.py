@@ -218,7 +218,7 @@ def _with_channels(rule: Joint, step: Step, graph: Graph, facts: Facts) -> Joint
             "Joint needs a layer whose input is a concatenation of pixels and state; give it "
             "another rule, or Joint(channels=(start, stop))"
         )
-    spans = [span for name, span in parts if name in facts.fresh]
+    spans = [span for name, span in parts if name in facts.before_first_layer]
     if len(spans) != 1:
         raise PlanningError(
             f"Joint needs one concatenated part that comes from an input, found {len(spans)}; "

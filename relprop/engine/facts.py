@@ -34,7 +34,7 @@ class Facts:
         nonnegative: values that are never negative.
         gates: values of gates: sigmoids, their complements, masks, statistics.
         magnitudes: values that tell how large others are: squares, norms, variances.
-        fresh: values reached from a floating input without crossing a linear layer.
+        before_first_layer: values reached from a floating input without crossing a linear layer.
     """
 
     carriers: set[str] = field(default_factory=set)
@@ -43,15 +43,15 @@ class Facts:
     nonnegative: set[str] = field(default_factory=set)
     gates: set[str] = field(default_factory=set)
     magnitudes: set[str] = field(default_factory=set)
-    fresh: set[str] = field(default_factory=set)
+    before_first_layer: set[str] = field(default_factory=set)
 
 
 def analyse(graph: Graph, floating: Iterable[str], integer: Iterable[str]) -> Facts:
     """The facts of a canonical graph whose inputs to explain are these."""
     facts = Facts()
-    facts.fresh.update(floating)
+    facts.before_first_layer.update(floating)
     facts.tokens.update(integer)
-    facts.carriers.update(facts.fresh | facts.tokens)
+    facts.carriers.update(facts.before_first_layer | facts.tokens)
     facts.fixed.update(graph.sources)
     for node in graph.nodes.values():
         _flow(node, facts)
@@ -114,8 +114,8 @@ def _flow(node: Node, facts: Facts) -> None:
     if node.dtype is not None and not node.dtype.is_floating_point:
         return
     facts.carriers.add(node.name)
-    if not found.weighted and any(name in facts.fresh for name in refs):
-        facts.fresh.add(node.name)
+    if not found.weighted and any(name in facts.before_first_layer for name in refs):
+        facts.before_first_layer.add(node.name)
 
 
 def _is_floating(node: Node) -> bool:

@@ -158,7 +158,8 @@ def layer_info(node: Node, facts: Facts) -> LayerInfo:
     """The node as composites see it."""
     found = operation(node.op)
     kind = found.kind if found is not None and found.kind else node.op
-    first = bool(node.args) and isinstance(node.args[0], Ref) and node.args[0].name in facts.fresh
+    source = node.args[0] if node.args else None
+    first = isinstance(source, Ref) and source.name in facts.before_first_layer
     return LayerInfo(kind, node.path, node.module_types, first)
 
 

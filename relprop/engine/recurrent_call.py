@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from relprop.backends import get
+from relprop.engine.run import Engine
 from relprop.errors import InputError, PlanningError
 from relprop.graph import Node, Ref
 from relprop.graph.checks import check_tensors
@@ -150,11 +151,11 @@ class Operands:
             operation = self.backend.operation(step)
         except PlanningError as error:
             raise InputError(str(error)) from None
-        step = replace(step, operation=operation)
+        step, engine = replace(step, operation=operation), Engine(self.backend)
         parts = Parts({i: part.unsqueeze(0) for i, part in enumerate(r) if part is not None})
         with torch.no_grad(), torch.autocast(call.x.device.type, enabled=False):
-            _, saved = operation.forward(step, values, None)
-            r_x, r_h, r_c = operation.relevance(step, saved, parts, None)
+            _, saved = operation.forward(step, values, engine)
+            r_x, r_h, r_c = operation.relevance(step, saved, parts, engine)
         return r_x[0], r_h[0], None if r_c is None else r_c[0]
 
     def _state(self, name: str, state: Tensor | None, shape: tuple[int, ...]) -> Tensor:

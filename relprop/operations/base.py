@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -36,7 +36,6 @@ class Step:
         node: what is computed.
         operation: how relevance goes back through it.
         inputs: names of the values that carry relevance, in the order of its arguments.
-        positions: where those stand among the node's arguments.
         rule: the rule in force, None where the operation leaves no choice.
         options: what planning found out for the operation, such as the gate of a product.
     """
@@ -73,6 +72,28 @@ class Parts:
         for index, r in other.items.items():
             both[index] = both[index] + r if index in both else r
         return Parts(both)
+
+
+class Engine(Protocol):
+    """What an operation asks of the run that it is a step of."""
+
+    @property
+    def backend(self) -> Any:
+        """The `relprop.operations.protocol.Backend` that linear layers go through."""
+        ...
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """Values that need not be computed again."""
+        ...
+
+    def cache(self, name: str) -> dict[Any, Any] | None:
+        """What a layer may keep from call to call; None where nothing may be kept."""
+        ...
+
+    def value(self, node: Node, values: Mapping[str, Any]) -> Any:
+        """An operation's value."""
+        ...
 
 
 class Operation:
@@ -113,7 +134,7 @@ class Operation:
     hint: ClassVar[str] = ""
     """What to do where relevance reaches it and it has no rule, for messages."""
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Engine) -> tuple[Any, Any]:
         """The value, and what `relevance` needs."""
         out = engine.value(step.node, values)
         return out, self.save(step, values, out)
@@ -122,7 +143,7 @@ class Operation:
         """What `relevance` needs of the forward pass; nothing unless overridden."""
         return None
 
-    def relevance(self, step: Step, saved: Any, r: Any, engine: Any) -> Sequence[Any]:
+    def relevance(self, step: Step, saved: Any, r: Any, engine: Engine) -> Sequence[Any]:
         """The relevance of each of `step.inputs`, `[K, *shape]`, from that of the output.
 
         That of an operation with several values is `Parts`; None where an input gets nothing.

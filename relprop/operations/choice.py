@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from relprop.graph import Node, Ref
-from relprop.operations.base import Operation, Step, register, unbroadcast
+from relprop.operations.base import Engine, Operation, Step, register, unbroadcast
 
 __all__ = ["Choice", "taken"]
 
@@ -26,7 +26,7 @@ class Choice(Operation):
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return taken(step, values)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         return [unbroadcast(r * mask, shape) for mask, shape in saved]
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relprop.errors import PlanningError
 from relprop.graph import Ref
-from relprop.operations.base import Operation, Step, register
+from relprop.operations.base import Engine, Operation, Step, register
 from relprop.operations.protocol import LinearCall
 from relprop.rules import Epsilon, LinearRule, Pass, Rule
 
@@ -22,7 +22,7 @@ class LinearLayer(Operation):
     carry = "linear"
     weighted = True
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Engine) -> tuple[Any, Any]:
         a, w, b = (values[x.name] if isinstance(x, Ref) else x for x in step.node.args)
         if isinstance(step.rule, Pass):
             call = LinearCall(step.node.attributes["map"], Epsilon(), path=step.node.path)
@@ -36,7 +36,7 @@ class LinearLayer(Operation):
         call, cache = step.options["call"], engine.cache(step.name)
         return engine.backend.forward(call, a, w, b, cache, engine.known.get(step.name))
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         if isinstance(step.rule, Pass):
             return (r,)
         return (engine.backend.relevance(step.options["call"], saved, r),)

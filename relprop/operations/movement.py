@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relprop.graph import Node
 from relprop.operations.base import (
+    Engine,
     Operation,
     Step,
     laid_out,
@@ -43,7 +44,7 @@ class Reshape(Movement):
         x = values[step.inputs[0]]
         return x.shape, layout(x)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         shape, form = saved
         return (laid_out(r.reshape(r.shape[0], *shape), form),)
 
@@ -69,7 +70,7 @@ class Permutation(Movement):
             inverse[size] = position + 1
         return inverse
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         return (r.permute(saved),)
 
 
@@ -80,7 +81,7 @@ class Expansion(Movement):
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return values[step.inputs[0]].shape
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         return (unbroadcast(r, saved),)
 
 
@@ -99,7 +100,7 @@ class View(Movement):
         x = values[step.inputs[0]]
         return x.shape, dict(_plain(step, values))
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         shape, others = saved
         result = r.new_zeros(r.shape[0], *shape)
         for row, part in zip(result, r, strict=True):
@@ -125,7 +126,7 @@ class Concatenation(Movement):
                  for name in parts]  # fmt: skip
         return axis, [name in step.inputs for name in parts], sizes
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         axis, carrying, sizes = saved
         parts = r.split(sizes, axis)
         return [part for part, carries in zip(parts, carrying, strict=True) if carries]
@@ -144,7 +145,7 @@ class Stacking(Movement):
         axis = step.node.argument(1, "dim", 0) % out.ndim + 1
         return axis, [ref.name in step.inputs for ref in step.node.args[0]]
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         axis, carrying = saved
         parts = r.unbind(axis)
         return [part for part, carries in zip(parts, carrying, strict=True) if carries]
@@ -157,7 +158,7 @@ class Stacking(Movement):
 class Padding(Movement):
     """Constant padding, which absorbs the relevance on it."""
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         return (F.pad(r, [-size for size in step.node.args[1]]),)
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
@@ -179,7 +180,7 @@ class Copying(Movement):
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return values[step.inputs[0]].shape, dict(_plain(step, values))
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         shape, others = saved
         return _by_index(step, others, shape, r)
 
@@ -202,7 +203,7 @@ class Assignment(Movement):
 
     several = True
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         node = step.node
         view = aten.slice.Tensor if node.op == "slice_scatter" else aten.select.int
         kept = r.clone()
@@ -225,7 +226,7 @@ class Embedding(Movement):
     moves = False  # what it reads are tokens, what it gives rows of a table
     embeds = True
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         return (r.sum(-1),)
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:

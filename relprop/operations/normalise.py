@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node, Ref
-from relprop.operations.base import Operation, Step, quotient, register, wide
+from relprop.operations.base import Engine, Operation, Step, quotient, register, wide
 from relprop.rules import Norm, Pass, Rule
 
 __all__ = ["GroupNorm", "LayerNorm"]
@@ -45,7 +45,7 @@ class _Normalisation(Operation):
         """The gain, shaped to broadcast against x."""
         raise TypeError(type(self).__name__)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         x, out, slope = saved
         if isinstance(step.rule, Pass):
             return (r,)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relprop.graph import Node, map_refs
 from relprop.graph.recurrent import Layout, directions_of
-from relprop.operations.base import Operation, Parts, Step, register
+from relprop.operations.base import Engine, Operation, Parts, Step, register
 from relprop.operations.recurrent import Call, GruLayer, Recurrence, RecurrentLayer, States
 
 __all__ = ["PackedLayer", "Packing", "Unpacking"]
@@ -40,7 +40,7 @@ class _Moved(Operation):
     def save(self, step: Step, values: Mapping[str, Any], out: Any) -> Any:
         return self.origin(step, values)
 
-    def relevance(self, step: Step, saved: Any, r: Parts, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Parts, engine: Engine) -> Sequence[Tensor]:
         origin, shape = saved
         own = r.items[0]
         rows = shape[: self.row_axes].numel()

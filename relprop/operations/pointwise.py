@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node, Ref
-from relprop.operations.base import Operation, Step, quotient, register, unbroadcast, wide
+from relprop.operations.base import Engine, Operation, Step, quotient, register, unbroadcast, wide
 from relprop.rules import Norm, Pass, Product, Rule
 
 __all__ = ["Activation", "Clamp", "Multiplication", "NonNegativeActivation", "Sum"]
@@ -26,7 +26,7 @@ class Activation(Operation):
     carry = "pass"
     keeps_zero = True
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         return (r,)
 
     def accepts(self, rule: Rule) -> bool:
@@ -47,7 +47,7 @@ class ShiftedActivation(Activation):
 class NonNegativeActivation(Activation):
     """An activation whose values are never negative."""
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Engine) -> tuple[Any, Any]:
         if step.options.get("rectified"):
             return values[step.inputs[0]], None
         if step.options.get("inplace") and step.name not in engine.known:
@@ -111,7 +111,7 @@ class Unchanged(Operation):
     kind = "reshape"
     carry = "pass"
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         return (r,)
 
 
@@ -146,7 +146,7 @@ class Sum(Operation):
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return [values[name] for name in step.inputs], summand_factors(step), out
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         summands, factors, out = saved
         if isinstance(step.rule, Pass):
             return [unbroadcast(r, a.shape) for a in summands]
@@ -209,7 +209,9 @@ class Multiplication(Operation):
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return [values[name].shape for name in step.inputs]
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor | None]:
+    def relevance(
+        self, step: Step, saved: Any, r: Tensor, engine: Engine
+    ) -> Sequence[Tensor | None]:
         return [
             None if share == 0 else unbroadcast(r * share if share != 1 else r, shape)
             for share, shape in zip(step.options["shares"], saved, strict=True)
@@ -248,7 +250,7 @@ class Selection(Operation):
                 taken.append((side, operand.shape))
         return taken
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         return [unbroadcast(r * side, shape) for side, shape in saved]
 
     def nonnegative(self, node: Node, known: Callable[[Any], bool]) -> bool:
@@ -267,7 +269,7 @@ class MaskedFill(Operation):
         mask = step.node.args[1]
         return ~values[mask.name], values[step.inputs[0]].shape
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         kept, shape = saved
         return (unbroadcast(r * kept, shape),)
 
@@ -282,5 +284,5 @@ class GatedLinearUnit(Operation):
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return step.node.argument(1, "dim", -1) % out.ndim
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         return (torch.cat([r, torch.zeros_like(r)], saved + 1),)

@@ -12,6 +12,7 @@ from torch import Tensor
 from relprop.graph import Node
 from relprop.graph.maps import per_axis
 from relprop.operations.base import (
+    Engine,
     Operation,
     Step,
     laid_out,
@@ -53,7 +54,7 @@ class LinearPooling(Operation):
         """The transposed map on `s`, shaped like `a`."""
         raise TypeError(type(self).__name__)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         a, out = saved
         assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
         s = quotient(r, out, step.rule.epsilon)
@@ -172,14 +173,14 @@ class Winner(Operation):
         """How many trailing axes the indices run over."""
         raise TypeError(type(self).__name__)
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Engine) -> tuple[Any, Any]:
         x = values[step.inputs[0]]
         out, indices = self.winners(step.node, x)
         within = math.prod(x.shape[x.ndim - self.pooled_axes(step.node, x.ndim) :])
         short = within <= torch.iinfo(torch.int32).max  # kept until relevance comes, at half size
         return out, (indices.int() if short else indices, x.shape)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         indices, shape = saved
         indices = indices.long()
         pooled = self.pooled_axes(step.node, len(shape))
@@ -214,7 +215,7 @@ class MaxPooling(Winner):
         out, indices = function(x, *options, ceil_mode)
         return out, indices
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         # the library's backward keeps channels_last and is several times faster than a scatter
         indices, shape = saved
         indices = indices.long()
@@ -255,7 +256,7 @@ class Maximum(Winner):
         axes = [axes] if isinstance(axes, int) else list(axes)
         return sorted(axis % ndim for axis in axes) or list(range(ndim))
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Engine) -> tuple[Any, Any]:
         x = values[step.inputs[0]]
         axes = self._axes(step.node, x.ndim)
         order = [axis for axis in range(x.ndim) if axis not in axes] + axes
@@ -271,7 +272,7 @@ class Maximum(Winner):
                 out = out.unsqueeze(axis)
         return out, (indices, order, moved.shape, flat.shape)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         indices, order, moved, flat = saved
         result = r.new_zeros(r.shape[0], *flat)
         index = indices.unsqueeze(-1).expand(r.shape[0], *flat[:-1], 1)

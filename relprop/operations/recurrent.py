@@ -12,7 +12,7 @@ from torch import Tensor
 
 from relprop.graph import Node, Ref, map_refs
 from relprop.graph.recurrent import GRU_ONLY, Direction, Layout, directions_of, suits
-from relprop.operations.base import Operation, Parts, Step, register
+from relprop.operations.base import Engine, Operation, Parts, Step, register
 from relprop.rules import Recurrent, Rule
 
 __all__ = ["Call", "Item", "Recurrence", "RecurrentCell", "RecurrentLayer", "RecurrentRun"]
@@ -49,7 +49,7 @@ class Item(Operation):
     carry = "item"
     moves = True
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Any]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Any]:
         return (Parts({step.node.args[1]: r}),)
 
 
@@ -122,12 +122,12 @@ class RecurrentRun(Recurrence):
         """Relevance of x, h_0 and c_0 from that of the output, of the last states and cells."""
         raise TypeError(type(self).__name__)
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Engine) -> tuple[Any, Any]:
         sizes = self.sizes(step.node, values)
         found, saved = self.run(step, self.call(step.node, values))
         return self.pack(found, sizes), (saved, sizes)
 
-    def relevance(self, step: Step, saved: Any, r: Any, engine: Any) -> Sequence[Tensor | None]:
+    def relevance(self, step: Step, saved: Any, r: Any, engine: Engine) -> Sequence[Tensor | None]:
         own, sizes = saved
         return self.chosen(step, self.carried_back(own, self.unpack(r, sizes)), sizes)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relprop.graph import Node
-from relprop.operations.base import Step, quotient, register, wide
+from relprop.operations.base import Engine, Step, quotient, register, wide
 from relprop.operations.pool import LinearPooling
 from relprop.rules import Norm
 
@@ -54,7 +54,7 @@ class GridSampling(LinearPooling):
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         return values[step.inputs[0]], values[step.node.args[1].name], out
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         a, grid, out = saved
         assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
         a = wide(a)

@@ -11,7 +11,7 @@ from torch import Tensor
 from relprop.backends.reference import linear as reference
 from relprop.backends.reference.operations import naive_relevance
 from relprop.operations import Operation, Step
-from relprop.operations.base import run_by
+from relprop.operations.base import Engine, run_by
 from relprop.operations.protocol import LinearCall
 
 __all__ = ["ReferenceBackend"]
@@ -26,10 +26,10 @@ class _Saved(NamedTuple):
 class NaiveOperation(Operation):
     """A step whose value is the graph's own, its relevance the oracle's."""
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Engine) -> tuple[Any, Any]:
         return step.node.evaluate(values), {name: values[name] for name in step.node.refs}
 
-    def relevance(self, step: Step, saved: Any, r: Any, engine: Any) -> Sequence[Any]:
+    def relevance(self, step: Step, saved: Any, r: Any, engine: Engine) -> Sequence[Any]:
         return naive_relevance(step, saved, r)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from relprop.graph import Graph
 from relprop.graph.maps import Diagonal, LinearMap
 from relprop.operations import Operation, Step
+from relprop.operations.base import Engine
 from relprop.operations.pointwise import Activation
 from relprop.operations.protocol import Below, LinearCall
 from relprop.rules import Flat, LinearRule, Pass
@@ -83,7 +84,7 @@ class AppliedActivation(Activation):
 
     backend = "triton"
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Engine) -> tuple[Any, Any]:
         return values[step.inputs[0]], None
 
 

@@ -20,6 +20,7 @@ from relprop.backends.triton.operands import (
 from relprop.graph import Node
 from relprop.graph.maps import per_axis
 from relprop.operations import Step
+from relprop.operations.base import Engine
 from relprop.operations.pool import (
     AdaptiveAveragePooling,
     AdaptiveMaxPooling,
@@ -59,7 +60,7 @@ class _Maxima:
         """Relevance of the images, or the quotients of the layer below."""
         raise TypeError(type(self).__name__)
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Engine) -> tuple[Any, Any]:
         """The maxima; the winners are saved."""
         x = values[step.inputs[0]]
         check_operands(step.where, input=x)
@@ -67,7 +68,7 @@ class _Maxima:
         y, winners = self.maxima(step.node, images)
         return shaped(y, x), (winners, images.shape, x.shape)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Any]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Any]:
         """To the winners."""
         (winners, images, shape), below = parts_of(saved)
         lower = lower_of(below[0], images) if images == shape else None
@@ -123,7 +124,7 @@ class _Means:
         """Relevance of the images, or the quotients of the layer below."""
         raise TypeError(type(self).__name__)
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Engine) -> tuple[Any, Any]:
         """The averages; images and averages are saved."""
         x = values[step.inputs[0]]
         check_operands(step.where, input=x)
@@ -131,7 +132,7 @@ class _Means:
         y = self.means(step.node, images)
         return shaped(y, x), (images, y, x.shape)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Any]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Any]:
         """Epsilon on the pooling's own map."""
         (images, y, shape), below = parts_of(saved)
         lower = lower_of(below[0], shape) if images.shape == shape else None

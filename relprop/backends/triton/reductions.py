@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relprop.backends.triton.operands import check_operands
 from relprop.operations import Step
+from relprop.operations.base import Engine
 from relprop.operations.pool import Maximum, Reduction
 from relprop.rules import Norm
 
@@ -41,7 +42,7 @@ class TritonReduction(Reduction):
         check_operands(step.where, input=values[step.inputs[0]])
         return super().save(step, values, out)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         from relprop import kernels
 
         a, out = saved
@@ -68,13 +69,13 @@ class TritonMaximum(Maximum):
 
     backend = "triton"
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Engine) -> tuple[Any, Any]:
         x = values[step.inputs[0]]
         check_operands(step.where, input=x)
         out, (indices, order, _, _) = super().forward(step, values, engine)
         return out, (indices.to(torch.int32), order, x.shape)
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Tensor]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         from relprop import kernels
 
         indices, order, shape = saved

@@ -13,7 +13,7 @@ from relprop.backends.triton.fusion import Dividing, lower_of
 from relprop.backends.triton.operands import check_operands, parts_of
 from relprop.graph import Ref
 from relprop.operations import Step
-from relprop.operations.base import unbroadcast
+from relprop.operations.base import Engine, unbroadcast
 from relprop.operations.pointwise import Sum, operand_factors
 from relprop.operations.protocol import Quotients
 from relprop.rules import Norm, Pass
@@ -35,7 +35,7 @@ class TritonSum(Dividing, Sum):
     backend = "triton"
     applies = True
 
-    def forward(self, step: Step, values: Mapping[str, Any], engine: Any) -> tuple[Any, Any]:
+    def forward(self, step: Step, values: Mapping[str, Any], engine: Engine) -> tuple[Any, Any]:
         from relprop import kernels
 
         activation = step.options.get("activation")
@@ -62,7 +62,7 @@ class TritonSum(Dividing, Sum):
         check_operands(step.where, summand=operands[0][0], other=operands[1][0])
         return operands, out.shape
 
-    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Any) -> Sequence[Any]:
+    def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Any]:
         from relprop import kernels
 
         if isinstance(step.rule, Pass):

@@ -154,7 +154,8 @@ def test_an_unknown_revision_is_one_sentence() -> None:
 def test_the_import_folder_holds_the_version_and_its_kernels(tmp_path: Path) -> None:
     folder = against.linked(ROOT, tmp_path)
     assert (folder / "relprop" / "kernels").resolve() == ROOT / "kernels"
-    assert (folder / "relprop" / "rules.py").resolve() == ROOT / "relprop" / "rules.py"
+    assert (folder / "relprop" / "errors.py").resolve() == ROOT / "relprop" / "errors.py"
+    assert (folder / "relprop" / "rules").resolve() == ROOT / "relprop" / "rules"
     assert not (folder / "relprop" / "__pycache__").exists()
 
 

@@ -307,11 +307,7 @@ def test_exception_at_every_step_in_turn(what: str) -> None:
         assert torch.equal(explainer(x, target=1), expected)
 
 
-@pytest.mark.parametrize(
-    "stage",
-    ["captured.capture_by_export", "captured.canonical", "verification.evaluate",
-     "captured.difference"],
-)  # fmt: skip
+@pytest.mark.parametrize("stage", ["capture_by_export", "canonical", "evaluate", "difference"])
 def test_exception_inside_capture(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = busy(), images()
 
@@ -319,7 +315,7 @@ def test_exception_inside_capture(stage: str, monkeypatch: pytest.MonkeyPatch) -
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"relprop.{stage}", stop)
+        patch.setattr(f"relprop.capture.cache.{stage}", stop)
         with unchanged(model), pytest.raises(KeyboardInterrupt):
             relprop.explain(model, x, target=0)
     assert relprop.explain(model, x, target=0).shape == x.shape

@@ -51,7 +51,10 @@ def test_a_key_stands_for_its_rule_and_no_other(rule: rules.LinearRule) -> None:
 
 
 def test_a_key_is_the_same_in_every_process() -> None:
-    code = "from relprop import rules; from relprop.backends import operators; print(operators.key_of(rules.Gamma(0.3, 1e-3)))"
+    code = (
+        "from relprop import rules; from relprop.backends import operators; "
+        "print(operators.key_of(rules.Gamma(0.3, 1e-3)))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == operators.key_of(rules.Gamma(0.3, 1e-3))
 

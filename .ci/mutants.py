@@ -30,7 +30,6 @@ from mutation.runner import Outcome, Project, baseline, outcomes, preload  # noq
 
 SOURCES = {
     "rules": ("LinearRule", 14),
-    "terms": ("Modifier", 5),
     "maps": ("LinearMap", 12),
     "fold": ("fold_batch_norms", 10),
     "rewrite": ("canonical", 5),

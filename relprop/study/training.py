@@ -70,6 +70,18 @@ class Recipe:
             )
 
 
+def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network as torch.compile makes it."""
+    folder = Path(torch.__file__).parent
+    if " " in str(folder):  # which torch hands to the compiler without quotation marks
+        raise InputError(
+            f"torch.compile cannot link against PyTorch in {folder}, whose path has a space: "
+            "expected one without; train without `compiled` (--compile), or in an environment "
+            "whose path has no space"
+        )
+    return torch.compile(model)
+
+
 @dataclass
 class Training:
     """One network's training, from its last checkpoint or from the start.
@@ -95,7 +107,7 @@ class Training:
         self.network: Callable[[Tensor], Tensor] = self.model
         if self.recipe.compiled:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.network = torch.compile(self.model)
+            self.network = _compiled(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), self.recipe.rate, fused=True)
         self.log: list[dict[str, float]] = []
         self.best_state = self._copied_state()

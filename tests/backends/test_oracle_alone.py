@@ -33,7 +33,7 @@ DATA = {
     "relprop.errors": {"InputError"},
     "relprop.graph": {"Node", "Ref", "map_refs"},
     "relprop.operations": {"Operation", "Parts", "Step"},
-    "relprop.operations.base": {"run_by"},
+    "relprop.operations.base": {"Engine", "run_by"},
     "relprop.operations.protocol": {"LinearCall"},
     "relprop.operations.recurrent": {"Recurrence"},
     "relprop.graph.maps": {"Dense", "LinearMap"},

@@ -79,7 +79,10 @@ def without_seconds(log: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: value for key, value in entry.items() if key != "seconds"} for entry in log]
 
 
-COMPILED = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants g++")
+COMPILED = pytest.mark.skipif(
+    shutil.which("g++") is None or " " in torch.__file__,
+    reason="torch.compile wants g++, and a path without a space to link against",
+)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,12 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path, tasks, make, reci
     for key, found in state_of(pieces).items():
         torch.testing.assert_close(found, expected[key], rtol=0, atol=0, msg=key)
     assert without_seconds(pieces.log) == without_seconds(whole.log)
+
+
+def test_compiling_against_a_path_with_a_space_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__file__", "/an environment/torch/__init__.py")
+    with pytest.raises(InputError, match=r"whose path has a space.*--compile"):
+        Training(Small, tmp_path, replace(RECIPE, compiled=True))
 
 
 def test_an_epoch_that_breaks_off_is_done_again(tmp_path, tasks):

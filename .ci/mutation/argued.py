@@ -15,8 +15,8 @@ ARGUED: dict[str, str] = {
     "isinstance(node.args[0], Ref) → bool(node.args)": (
         "an identity's first argument is always a value of the graph"
     ),
-    "linearised:_from_batch_norm:constant: 0 → 1": _SHAPE,
-    "linearised:_from_batch_norm:constant: 0 → 1 (2)": _SHAPE,
+    "fold:_from_batch_norm:constant: 0 → 1": _SHAPE,
+    "fold:_from_batch_norm:constant: 0 → 1 (2)": _SHAPE,
     "inplace:rectify:dropped factor: replace(source.options['call'], rectified=True) → "
     "replace(source.options['call'])": (
         "tells the backend that the rectified z has no negative sign, which saves a pass over "
@@ -25,13 +25,7 @@ ARGUED: dict[str, str] = {
     "backends/forms/layer:Layer:flag: False → True": (
         "the ATen backend, which alone makes layers, always gives the flag"
     ),
-    "gates:_written_out:comparison: i < len(node.args) → i <= len(node.args)": (
-        "an addition has two arguments at least"
-    ),
     "layers/choice:taken:index: 2 → 3": "maximum and minimum have two arguments",
-    "gates:_is_statistic:dropped term: _SCALAR_STEPS | _MOVED → _SCALAR_STEPS": (
-        "_computed_from has already said yes to gates that are moved"
-    ),
     "fold:_fold_after:dropped statement: "
     "_reread(readers, norm.args[0], norm.name, layer.name) → pass": (
         "readers are looked up by name for norms alone, and those before this one are done; "
@@ -46,7 +40,7 @@ ARGUED: dict[str, str] = {
     "backends/blockwise:<module>:constant: 20 → 21": (
         "how large a block is: another size gives the same sums"
     ),
-    "layers/winner:Winner.forward:comparison: within <= torch.iinfo(torch.int32).max → "
+    "layers/pool:Winner.forward:comparison: within <= torch.iinfo(torch.int32).max → "
     "within < torch.iinfo(torch.int32).max": (
         "differs for 2^31 - 1 positions alone; wider indices hold them too"
     ),
@@ -54,4 +48,13 @@ ARGUED: dict[str, str] = {
     "recurrent/tape:_joined:condition: a is None or b is None → a is None and b is None": (
         "a layer has both biases or neither"
     ),
+    "layers/pool:Winner.forward:branch: indices.int() if short else indices → indices.int()": (
+        "differs for 2^31 positions and more alone, 8 GiB a sample"
+    ),
+    "backends/forms/output:AlphaBetaForm.relevance:dropped factor: "
+    "divide(r, positive, rule.epsilon, si…=1, scale=scales[0], out=pair.first) → "
+    "divide(r, positive, rule.epsilon, scale=scales[0], out=pair.first)": (
+        "a sum of positive contributions has no other sign; that of 0 is 1 as well"
+    ),
+    "recurrent/oracle:relevance_of_samples:swap: c0 → h0 (2)": "both states are of one type",
 }

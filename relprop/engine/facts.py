@@ -19,6 +19,7 @@ __all__ = [
     "carrying_refs",
     "is_gate",
     "is_magnitude",
+    "known_signs",
     "leading_to",
 ]
 
@@ -62,7 +63,7 @@ def analyse(graph: Graph, floating: Iterable[str], integer: Iterable[str]) -> Fa
             facts.gates.add(node.name)
         if is_magnitude(node, graph.nodes, facts.magnitudes, reading):
             facts.magnitudes.add(node.name)
-        if traits(node.op).nonnegative(node, _known(facts)):
+        if traits(node.op).nonnegative(node, known_signs(facts)):
             facts.nonnegative.add(node.name)
     return facts
 
@@ -122,7 +123,9 @@ def _is_floating(node: Node) -> bool:
     return node.dtype is not None and node.dtype.is_floating_point
 
 
-def _known(facts: Facts) -> Callable[[Any], bool]:
+def known_signs(facts: Facts) -> Callable[[Any], bool]:
+    """Whether an argument of a node is known never to be negative."""
+
     def known(value: Any) -> bool:
         if isinstance(value, Ref):
             return value.name in facts.nonnegative
@@ -151,7 +154,7 @@ def is_gate(
         return True
     if _bounds(node) == (0, 1) or _is_hard_sigmoid(node, nodes):
         return True
-    if node.op in ("add", "div", "true_divide", "reciprocal", "tanh") and _written_out(node, nodes):
+    if _written_out(node, nodes):
         return True
     return _computed_from(node, gates, reading) or _is_statistic(node, magnitudes, reading, gates)
 

@@ -101,8 +101,7 @@ def _from_matmul(graph: Graph, node: Node) -> list[Node]:
 
 
 def _ndim(graph: Graph, name: str) -> int:
-    shape = _shape_of(graph, name)
-    return -1 if shape is None else len(shape)
+    return len(_shape_of(graph, name) or ())
 
 
 def _shape_of(graph: Graph, name: str) -> tuple[int, ...] | None:
@@ -124,8 +123,9 @@ def _convolution(graph: Graph, node: Node) -> Conv:
         )
         defaults = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
         given = {key: node.argument(3 + i, key, defaults[key]) for i, key in enumerate(order)}
+        given = defaults | given
         stride, padding, dilation = given["stride"], given["padding"], given["dilation"]
-        output_padding, groups = given.get("output_padding", 0), given["groups"]
+        output_padding, groups = given["output_padding"], given["groups"]
     kernel = (1,) * spatial
     if isinstance(padding, str):
         kernel = (_shape_of(graph, node.args[1].name) or ())[2:]

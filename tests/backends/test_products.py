@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from relprop.backends.aten import blockwise
 from relprop.backends.aten.products import Products
-from relprop.graph.maps import Conv
+from relprop.graph.maps import Conv, Dense
 from relprop.operations.precision import float32_products
 from relprop.rules.terms import IDENTITY
 
@@ -19,6 +20,15 @@ def test_bfloat16_products_add_the_bias_in_float32() -> None:
     products = Products(linear_map, w, "medium", {})
     z = products.contraction(torch.zeros(1, 2, 3, 3), IDENTITY, b)
     assert torch.equal(z, b.view(1, 3, 1, 1).expand(1, 3, 2, 2))
+
+
+def test_only_dense_weights_are_taken_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "BLOCK", 8)
+    w = torch.randn(3, 4)
+    linear_map = Conv((1, 1), ((0, 0), (0, 0)), (1, 1))
+    for geometry, weight, blocks in [(Dense(), w, True), (linear_map, w[..., None, None], False)]:
+        products = Products(geometry, weight, "highest", {}, rows=2)
+        assert products._in_blocks is blocks
 
 
 def test_fused_convolutions_are_the_library_s_with_the_work_around_them() -> None:

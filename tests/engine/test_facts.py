@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from plans import Function, recorded
 from relprop.capture.call import neutral_modes
 from relprop.capture.record import record
-from relprop.engine.facts import analyse
+from relprop.engine.facts import Facts, analyse, known_signs
+from relprop.engine.plan import layer_info
 from relprop.errors import PlanningError
 from relprop.graph.canonical import canonical
 
@@ -81,6 +82,11 @@ GATES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "norm": (lambda x: x.norm(dim=-1).unsqueeze(-1), True),
     "complement": (lambda x: 1 - x.sigmoid(), True),
     "complement of a signal": (lambda x: 1 - x, False),
+    "less than nothing": (lambda x: -x.sigmoid(), True),
+    "hardtanh of one bound": (lambda x: F.hardtanh(x, 0.0), True),
+    "hardtanh": (lambda x: F.hardtanh(x), False),
+    "one plus tanh": (lambda x: 1 + torch.tanh(x), True),
+    "one minus tanh's like": (lambda x: 1 + torch.relu(x), False),
 }
 
 
@@ -90,6 +96,42 @@ def test_what_is_known_of_gates(name: str) -> None:
     with neutral_modes():
         graph = canonical(record(Function(function), (torch.randn(3, 5),), {}, 0))
     assert (graph.output_names[0] in analyse(graph, graph.inputs, []).gates) is known
+
+
+@pytest.mark.parametrize(("exponent", "known"), [(2, True), (3, False), (4, True)])
+def test_even_powers_are_magnitudes(exponent: int, known: bool) -> None:
+    with neutral_modes():
+        graph = canonical(record(Function(lambda x: x**exponent), (torch.randn(3, 5),), {}, 0))
+    assert (graph.output_names[0] in analyse(graph, graph.inputs, []).magnitudes) is known
+
+
+def test_only_numbers_and_known_values_are_known_to_be_at_least_zero() -> None:
+    known = facts_of(lambda x: x.relu())[1]
+    assert [known(value) for value in (0, 0.5, -1, None, "mean")] == [True, True, *[False] * 3]
+
+
+def facts_of(function: Callable[[Tensor], Tensor]) -> tuple[Facts, Callable[[object], bool]]:
+    """Facts of a function's graph, and what is known of signs in it."""
+    with neutral_modes():
+        graph = canonical(record(Function(function), (torch.randn(3, 5),), {}, 0))
+    found = analyse(graph, graph.inputs, [])
+    return found, known_signs(found)
+
+
+def test_the_first_layer_is_the_first_behind_what_only_moves() -> None:
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flip(1))
+
+    plan = recorded(Net(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(3, 5))
+    layers = [step.node for step in plan.steps.values() if step.operation.carry == "linear"]
+    assert [layer_info(node, plan.facts).first for node in layers] == [True, False]
+
+
+def test_only_a_convolution_over_images_convolves() -> None:
+    nets = nn.Conv1d(2, 3, 2), nn.Conv2d(2, 3, 2), nn.ConvTranspose2d(2, 3, 2), nn.Conv3d(2, 3, 2)
+    plans = [recorded(net, torch.randn(1, *[2] * (net.weight.ndim - 1))) for net in nets]
+    assert [plan.convolves for plan in plans] == [False, True, False, False]
 
 
 def test_what_integers_keep_of_their_tokens() -> None:

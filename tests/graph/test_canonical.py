@@ -13,6 +13,7 @@ from torch.testing import assert_close
 import relprop
 from plans import Function, everywhere, passed, recorded
 from relprop import rules
+from relprop.errors import InputError
 
 
 def _randomised(model: nn.Module) -> nn.Module:
@@ -131,6 +132,20 @@ def test_folded_layers_leave_nothing_behind() -> None:
     )
     plan = recorded(model, x)
     assert not {"constant_pad_nd", "diagonal_map"} & {n.op for n in plan.graph.nodes.values()}
+    assert str(plan).splitlines()[-2] == "dissolved: 2 into 1"
+
+
+def test_copies_are_identities() -> None:
+    plan = recorded(
+        Function(lambda x: x.T.contiguous().clone().detach().T.relu()), torch.randn(ROWS)
+    )
+    assert [node.op for node in plan.graph.nodes.values()] == ["numpy_T", "numpy_T", "relu"]
+
+
+def test_an_output_that_is_not_finite_is_named() -> None:
+    model = Function(lambda x: x / 0)
+    with pytest.raises(InputError, match="the model's output"):
+        relprop.explain(model, torch.ones(ROWS), target=0, method="lrp_zero")
 
 
 def test_relevance_at_a_layer_whose_norm_was_folded() -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from relprop._version import __version__
 from relprop.capture.cache import captured
 from relprop.capture.call import Call, unwrap
-from relprop.engine.facts import analyse
-from relprop.engine.plan import unsupported
+from relprop.composites import Composite
+from relprop.engine.binding import bind
+from relprop.engine.facts import analyse, leading_to
 from relprop.errors import InputError
+from relprop.graph import Graph
 from relprop.operations import operation
 from relprop.tables import aligned, table
 
@@ -95,11 +97,12 @@ def check(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = Non
         if isinstance(leaf, Tensor)
     ]
     floating = [name for name, leaf in tensors if leaf.is_floating_point()]
-    facts = analyse(graph, floating, [name for name, _ in tensors if name not in floating])
+    integer = [name for name, _ in tensors if name not in floating]
+    facts = analyse(graph, floating, integer)
     carrying = [node for node in graph.nodes.values() if node.name in facts.carriers]
     return Check(
         operations=dict(Counter(node.op for node in carrying if node.op != "getitem")),
-        unsupported=tuple((node.path, node.op) for node in unsupported(graph, facts)),
+        unsupported=tuple(dict.fromkeys(_lacking(graph, floating, integer))),
         dissolved={
             node.attributes["folded"]: node.path for node in carrying if "folded" in node.attributes
         },
@@ -108,6 +111,16 @@ def check(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = Non
         origin=graph.origin,
         symbolic=graph.symbolic,
     )
+
+
+def _lacking(graph: Graph, floating: list[str], integer: list[str]) -> Iterator[tuple[str, str]]:
+    """Paths and names of the operations that a plan for any of the outputs would lack."""
+    carriers = analyse(graph, floating, integer).carriers
+    for output in graph.output_names:
+        if output in carriers:
+            part, facts = leading_to(output, graph, floating, integer)
+            lacks = bind(part, facts, output, Composite()).lacks
+            yield from ((lack.node.path, lack.node.op) for lack in lacks)
 
 
 def info() -> dict[str, str]:

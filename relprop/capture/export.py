@@ -166,6 +166,7 @@ def graph_of(
     """
     inputs: list[str] = []
     sources: dict[str, Source] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for spec in program.graph_signature.input_specs:
         name = spec.arg.name
         if spec.kind is InputKind.USER_INPUT:
@@ -179,9 +180,11 @@ def graph_of(
         else:
             raise CaptureError(f"the model takes an input of kind {spec.kind.name}: '{name}'")
     for fx_node in program.graph_module.graph.nodes:
+        shape = shape_of(fx_node.meta.get("val")) if fx_node.op == "placeholder" else None
         if fx_node.name in sources:
-            shape = shape_of(fx_node.meta.get("val")) or ()
-            sources[fx_node.name] = replace(sources[fx_node.name], shape=shape)
+            sources[fx_node.name] = replace(sources[fx_node.name], shape=shape or ())
+        elif shape is not None:
+            shapes[fx_node.name] = shape
     nodes = _Translation(model, program.graph_module)
     outputs = [
         Ref(spec.arg.name) if hasattr(spec.arg, "name") else getattr(spec.arg, "value", None)
@@ -189,7 +192,8 @@ def graph_of(
         if spec.kind.name == "USER_OUTPUT"
     ]
     output = pytree.tree_unflatten(outputs, program.call_spec.out_spec)
-    return Graph(inputs, sources, nodes.nodes, output, nodes.module_outputs(), batch, symbolic)
+    outer = nodes.module_outputs()
+    return Graph(inputs, sources, nodes.nodes, output, outer, batch, symbolic, input_shapes=shapes)
 
 
 def _holds(model: nn.Module, path: str, constant: Any) -> bool:

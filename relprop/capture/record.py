@@ -204,7 +204,10 @@ def _graph(
     for index, name in zip(positions, placeholders, strict=True):
         inputs[index] = name
     output = pytree.tree_unflatten(outputs, out_spec)
-    graph = Graph(inputs, sources, nodes, output, {}, batch, symbolic=False, origin="record")
+    shapes = {inputs[i]: tuple(leaves[i].shape) for i in positions}
+    graph = Graph(
+        inputs, sources, nodes, output, {}, batch, False, origin="record", input_shapes=shapes
+    )
     graph.output = map_refs(graph.output, lambda name: Ref(renames.get(name, name)))
     graph.module_outputs = _module_outputs(graph, stacks)
     return graph

@@ -34,7 +34,7 @@ def checked_pairs(
         if not module_class and not (isinstance(selector, str) and selector):
             raise InputError(
                 f"Composite {where}: selector {selector!r} is neither a kind ({', '.join(KINDS)}), "
-                "nor a glob on a module path, nor an nn.Module class"
+                "nor a glob on a module path, nor an operation ('aten.pow'), nor an nn.Module class"
             )
         checked.append((selector, checked_rule(where, rule)))
     return tuple(checked)

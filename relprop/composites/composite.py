@@ -43,6 +43,7 @@ class Composite:
     - any other string: a glob on the full dotted path, whose `*` crosses dots; "path:..." forces a
       path where a module is called like a kind; a path selects every call of its module,
       "path@1" the second call alone;
+    - "aten.<operation>": the operations of that canonical name, as messages and plans name them;
     - an nn.Module class: the operations that such a module performs itself.
 
     A path or a class may select operations of several kinds; its rule goes to those that can take
@@ -168,8 +169,8 @@ class Composite:
         hint = f"Near it: {', '.join(near)}. " if near else ""
         return (
             f"{self._label}: selector {show(selector)} matches no layer of this model. {hint}"
-            f"Expected a kind ({', '.join(kinds) or 'none here'}), a glob on a module path, or the "
-            "class of a module; correct it or leave it out."
+            f"Expected a kind ({', '.join(kinds) or 'none here'}), a glob on a module path, "
+            '"aten.<operation>", or the class of a module; correct it or leave it out.'
         )
 
     def _unfitting(self, selector: Selector, rule: Rule, matched: Sequence[LayerInfo]) -> str:

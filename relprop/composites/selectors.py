@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 Selector = str | type[nn.Module]
-"""A kind of layer, a glob on the dotted module path, or a module class."""
+"""A kind of layer, a glob on the dotted module path, "aten.<operation>", or a module class."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,14 @@ class LayerInfo:
             module has the suffix `@1`, `@2`, ...
         module_types: classes of the modules around the operation, from the innermost outward.
         first: whether a floating input reaches it without crossing another linear layer.
+        op: canonical name of the operation, such as "cumsum".
     """
 
     kind: str
     path: str
     module_types: tuple[type, ...] = ()
     first: bool = False
+    op: str = ""
 
     def __str__(self) -> str:
         return f"{self.path or 'the model itself'!r} ({self.kind})"
@@ -55,6 +57,8 @@ def matches(selector: Selector, layer: LayerInfo) -> bool:
         return bool(layer.module_types) and issubclass(layer.module_types[0], selector)
     if selector in KINDS:
         return layer.kind == selector or (selector, layer.kind) == ("conv", "conv_transpose")
+    if selector.startswith("aten."):
+        return selector == f"aten.{layer.op}"
     glob = selector.removeprefix("path:")
     plain = re.sub(r"@\d+$", "", layer.path)
     return fnmatchcase(layer.path, glob) or fnmatchcase(plain, glob)

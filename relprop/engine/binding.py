@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
-from relprop.composites import Composite
+from relprop.composites import Composite, LayerInfo
 from relprop.engine.facts import Facts, carrying_refs
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
@@ -18,7 +18,22 @@ from relprop.operations.protocol import LinearCall
 from relprop.operations.recurrent import Recurrence
 from relprop.rules import Joint, LinearRule, Norm, Pass, Product, Rule
 
-__all__ = ["Binder", "rule_text"]
+__all__ = ["Bound", "Lack", "bind", "layer_info", "rule_text"]
+
+
+class Lack(NamedTuple):
+    """An operation that relevance reaches and that has no rule.
+
+    Attributes:
+        node: the operation.
+        why: what is in the way, in words; empty where the operation has no propagation of its own.
+    """
+
+    node: Node
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{_where(self.node)}: {self.why}" if self.why else _where(self.node)
 
 
 def rule_text(rule: Rule) -> str:
@@ -35,15 +50,53 @@ def rule_text(rule: Rule) -> str:
     return f"{type(rule).__name__}({', '.join(shown)})"
 
 
+class Bound(NamedTuple):
+    """What became of a graph's operations under a composite.
+
+    Attributes:
+        steps: those that have a rule, by the name of their value.
+        lacks: those that relevance reaches and that have none.
+        problems: rules that do not fit, in words.
+    """
+
+    steps: dict[str, Step]
+    lacks: list[Lack]
+    problems: list[str]
+
+
+def bind(
+    graph: Graph, facts: Facts, output: str, composite: Composite, precision: str = "highest"
+) -> Bound:
+    """The operations between the inputs and an output bound to the rules of a composite.
+
+    Raises:
+        PlanningError: a selector matches nothing, or its rule fits nothing that it matches.
+    """
+    nodes = [node for node in graph.nodes.values() if node.name in facts.carriers]
+    infos = {node.name: layer_info(node, facts) for node in nodes}
+    # operations that only move data take no rule, so that a glob may run across them
+    ruled = [name for name, info in infos.items() if info.kind != "reshape"]
+    given = dict(zip(ruled, composite.assign([infos[name] for name in ruled]), strict=True))
+    binder = Binder(graph, facts, composite, precision)
+    return Bound(binder.bind_all(nodes, given, output), binder.unruled, binder.problems)
+
+
+def layer_info(node: Node, facts: Facts) -> LayerInfo:
+    """The node as composites see it."""
+    found = operation(node.op)
+    kind = found.kind if found is not None and found.kind else node.op
+    source = node.args[0] if node.args else None
+    first = isinstance(source, Ref) and source.name in facts.before_first_layer
+    return LayerInfo(kind, node.path, node.module_types, first, node.op)
+
+
 class Binder:
     """Binds nodes to rules one by one and gathers what is wrong."""
 
-    def __init__(
-        self, graph: Graph, facts: Facts, composite: Composite, precision: str, method: str
-    ) -> None:
+    def __init__(self, graph: Graph, facts: Facts, composite: Composite, precision: str) -> None:
         self.graph, self.facts, self.composite = graph, facts, composite
-        self.precision, self.method = precision, method
-        self.unruled: list[str] = []
+        self.precision = precision
+        self.unruled: list[Lack] = []
         self.problems: list[str] = []
 
     def bind_all(
@@ -72,13 +125,13 @@ class Binder:
         if found.carry == "linear" and [r for r in node.refs if r in self.facts.carriers] != [
             *inputs
         ]:
-            self.unruled.append(f"{_where(node)}: its weight depends on the input")
+            self.unruled.append(Lack(node, "its weight depends on the input"))
             return None
         if isinstance(found, Recurrence) and not found.takes(node, inputs):
-            self.unruled.append(f"{_where(node)}: its weight depends on the input")
+            self.unruled.append(Lack(node, "its weight depends on the input"))
             return None
         if len(inputs) > 1 and not found.several:
-            self.unruled.append(f"{_where(node)}: several of its arguments depend on the input")
+            self.unruled.append(Lack(node, "several of its arguments depend on the input"))
             return None
         if rule is not None and not found.accepts(rule):
             why = f" ({found.limits})" if found.limits else ""
@@ -99,8 +152,7 @@ class Binder:
     def _by_hand(self, node: Node, inputs: tuple[str, ...], rule: Rule | None) -> Step | None:
         if isinstance(rule, Pass) and len(inputs) == 1 and node.shape is not None:
             return Step(node, _PASS, inputs, rule)
-        hint = traits(node.op).hint
-        self.unruled.append(f"{_where(node)}: {hint}" if hint else _where(node))
+        self.unruled.append(Lack(node, traits(node.op).hint))
         return None
 
     def _linear(self, step: Step) -> Step:
@@ -131,11 +183,11 @@ class Binder:
         node, rule = step.node, step.rule
         operands = [x.name for x in node.args[:2] if isinstance(x, Ref)]
         if node.kwargs.get("rounding_mode") is not None:
-            self.unruled.append(f"{_where(node)}: it rounds its result")
+            self.unruled.append(Lack(node, "it rounds its result"))
             return None
         if len(step.inputs) == 1:
             if node.op != "mul" and operands and node.args[0] != Ref(step.inputs[0]):
-                self.unruled.append(f"{_where(node)}: the input is in the denominator")
+                self.unruled.append(Lack(node, "the input is in the denominator"))
                 return None
             return replace(step, options={"shares": (1,)})
         if node.op != "mul":
@@ -146,7 +198,7 @@ class Binder:
         gates = [name in self.facts.gates for name in step.inputs]
         if gates[0] == gates[1]:
             which = "both factors are gates" if gates[0] else "neither factor is a gate"
-            self.unruled.append(f"{_where(node)}: {which}; rules.Product('half') shares equally")
+            self.unruled.append(Lack(node, which))
             return None
         return replace(step, options={"shares": (0, 1) if gates[0] else (1, 0)})
 
@@ -155,27 +207,8 @@ class Binder:
         scales = self.facts.gates | self.facts.magnitudes
         if step.rule == Product("left") or step.inputs[1] in scales:
             return replace(step, options={"shares": (1, 0)})
-        self.unruled.append(
-            f"{_where(step.node)}: both operands depend on the input; rules.Product('left') gives "
-            "all to the numerator"
-        )
+        self.unruled.append(Lack(step.node, "both operands depend on the input"))
         return None
-
-    def raise_problems(self) -> None:
-        problems = list(self.problems)
-        if self.unruled:
-            count = len(self.unruled)
-            what = "one operation" if count == 1 else f"{count} operations"
-            listed = "".join(f"\n  {text}" for text in self.unruled)
-            paths = [text.split("'")[1] for text in self.unruled if text.startswith("'")]
-            example = paths[0] if paths else "path:"
-            problems.append(
-                f"{self.method} has no rule for {what}:{listed}\n"
-                f"Give each one: composite.with_rule({example!r}, rules.Pass()) where the shape "
-                "does not change, rules.Product('half') for a product."
-            )
-        if problems:
-            raise PlanningError("\n".join(problems))
 
 
 class _Passed(Unchanged):
@@ -242,14 +275,5 @@ def _parts(step: Step, graph: Graph) -> list[tuple[str, tuple[int, int]]] | None
         return None
     names = [part.name for part in joined.args[0]]
     axis = step.node.attributes["map"].feature_axis
-    stops = list(accumulate(_part_sizes(names, axis, joined, graph)))
+    stops = list(accumulate(shape[axis] for name in names if (shape := graph.shape(name))))
     return list(zip(names, zip([0, *stops], stops, strict=False), strict=True))
-
-
-def _part_sizes(names: list[str], axis: int, joined: Node, graph: Graph) -> list[int]:
-    """Sizes of concatenated parts; a model's input, of unknown shape, is what is left."""
-    known: dict[str, Any] = {**graph.sources, **graph.nodes}
-    shapes = [known[name].shape if name in known else None for name in names]
-    sizes = [shape[axis] if shape else 0 for shape in shapes]
-    left = (joined.shape or (0,))[axis] - sum(sizes)
-    return [size or left for size in sizes]

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from relprop.backends import get
-from relprop.composites import Composite, LayerInfo
-from relprop.engine.binding import Binder, rule_text
+from relprop.composites import Composite
+from relprop.engine.advice import raise_problems
+from relprop.engine.binding import Bound, bind, rule_text
 from relprop.engine.facts import Facts, leading_to
 from relprop.errors import PlanningError
-from relprop.graph import Graph, Node, Ref
+from relprop.graph import Graph
 from relprop.graph.maps import Conv
-from relprop.operations import Step, operation
+from relprop.operations import Step
 from relprop.operations.linear import LinearLayer
 from relprop.operations.pointwise import Sum
 from relprop.operations.protocol import Backend, Fusing
@@ -23,7 +24,6 @@ from relprop.tables import table
 __all__ = [
     "Plan",
     "rectify",
-    "unsupported",
 ]
 
 
@@ -67,15 +67,13 @@ class Plan:
                 matches nothing, a rule that does not fit, an output that no input reaches.
         """
         graph, facts = leading_to(output, graph, floating, integer)
-        nodes = [node for node in graph.nodes.values() if carried(node, facts)]
-        infos = {node.name: layer_info(node, facts) for node in nodes}
-        # operations that only move data take no rule, so that a glob may run across them
-        ruled = [name for name, info in infos.items() if info.kind != "reshape"]
-        given = dict(zip(ruled, composite.assign([infos[name] for name in ruled]), strict=True))
-        binder = Binder(graph, facts, composite, precision, method or repr(composite))
-        steps = binder.bind_all(nodes, given, output)
-        binder.raise_problems()
-        steps = rectify(graph, steps, output)
+
+        def attempt(given: Composite) -> Bound:
+            return bind(graph, facts, output, given, precision)
+
+        bound = attempt(composite)
+        raise_problems(method or repr(composite), composite, graph, attempt, bound)
+        steps = rectify(graph, bound.steps, output)
         steps = served(steps, get(backend))
         if isinstance(fusing := get(backend), Fusing):
             steps = fusing.fuse(graph, steps, output)
@@ -152,27 +150,6 @@ def served(steps: Mapping[str, Step], backend: Backend) -> dict[str, Step]:
     if problems:
         raise PlanningError("\n".join(problems))
     return found
-
-
-def layer_info(node: Node, facts: Facts) -> LayerInfo:
-    """The node as composites see it."""
-    found = operation(node.op)
-    kind = found.kind if found is not None and found.kind else node.op
-    source = node.args[0] if node.args else None
-    first = isinstance(source, Ref) and source.name in facts.before_first_layer
-    return LayerInfo(kind, node.path, node.module_types, first)
-
-
-def unsupported(graph: Graph, facts: Facts) -> list[Node]:
-    """The operations that carry relevance and have no propagation of their own."""
-    return [
-        node for node in graph.nodes.values() if carried(node, facts) and operation(node.op) is None
-    ]
-
-
-def carried(node: Node, facts: Facts) -> bool:
-    """Whether relevance goes through the node."""
-    return node.name in facts.carriers
 
 
 _PROPORTIONAL = (Epsilon, ZPlus, AlphaBeta, Gamma)

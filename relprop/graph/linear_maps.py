@@ -101,13 +101,7 @@ def _from_matmul(graph: Graph, node: Node) -> list[Node]:
 
 
 def _ndim(graph: Graph, name: str) -> int:
-    return len(_shape_of(graph, name) or ())
-
-
-def _shape_of(graph: Graph, name: str) -> tuple[int, ...] | None:
-    if name in graph.nodes:
-        return graph.nodes[name].shape
-    return graph.sources[name].shape if name in graph.sources else None
+    return len(graph.shape(name) or ())
 
 
 def _convolution(graph: Graph, node: Node) -> Conv:
@@ -128,7 +122,7 @@ def _convolution(graph: Graph, node: Node) -> Conv:
         output_padding, groups = given["output_padding"], given["groups"]
     kernel = (1,) * spatial
     if isinstance(padding, str):
-        kernel = (_shape_of(graph, node.args[1].name) or ())[2:]
+        kernel = (graph.shape(node.args[1].name) or ())[2:]
     groups, transposed = int(groups), bool(transposed)
     return Conv.of(kernel, stride, padding, dilation, groups, transposed, output_padding)
 

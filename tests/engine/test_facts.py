@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from plans import Function, recorded
 from relprop.capture.call import neutral_modes
 from relprop.capture.record import record
+from relprop.engine.binding import layer_info
 from relprop.engine.facts import Facts, analyse, known_signs
-from relprop.engine.plan import layer_info
 from relprop.errors import PlanningError
 from relprop.graph.canonical import canonical
 

@@ -6,7 +6,7 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -217,13 +217,23 @@ def run_model(model: nn.Module, call: Call) -> list[Any]:
 
 
 def _hint(model: nn.Module, call: Call) -> str:
-    """The parameters' type, where a real input has another one."""
+    """The parameters' type, where a real input has another one; a batch axis, where that helps."""
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     given = {leaf.dtype for leaf in call.leaves if isinstance(leaf, Tensor)}
     if len(kinds) != 1 or given <= kinds:
-        return ""
+        return _batch_hint(model, call)
     (kind,) = kinds
     return f"; the model's parameters are {str(kind).removeprefix('torch.')}"
+
+
+def _batch_hint(model: nn.Module, call: Call) -> str:
+    leaves = [x.unsqueeze(0) if isinstance(x, Tensor) else x for x in call.copied().leaves]
+    args, kwargs = replace(call, leaves=leaves).arguments
+    try:
+        model(*args, **kwargs)
+    except Exception:
+        return ""
+    return "; with a batch axis it runs, as in x.unsqueeze(0)"
 
 
 def _describe(call: Call) -> str:

@@ -33,7 +33,7 @@ class Lack(NamedTuple):
     why: str = ""
 
     def __str__(self) -> str:
-        return f"{_where(self.node)}: {self.why}" if self.why else _where(self.node)
+        return f"{self.node.where}: {self.why}" if self.why else self.node.where
 
 
 def rule_text(rule: Rule) -> str:
@@ -135,9 +135,7 @@ class Binder:
             return None
         if rule is not None and not found.accepts(rule):
             why = f" ({found.limits})" if found.limits else ""
-            self.problems.append(
-                f"{_where(node)}: {rule_text(rule)} does not fit {found.kind}{why}"
-            )
+            self.problems.append(f"{node.where}: {rule_text(rule)} does not fit {found.kind}{why}")
             return None
         rule = rule if rule is not None else found.default_rule(self.composite.stabilizer)
         if isinstance(rule, Norm) and rule.epsilon is None:
@@ -161,7 +159,7 @@ class Binder:
             try:
                 rule = _with_channels(rule, step, self.graph, self.facts)
             except PlanningError as error:
-                self.problems.append(f"{_where(step.node)}: {error}")
+                self.problems.append(f"{step.node.where}: {error}")
         if not isinstance(rule, LinearRule):
             return step
         call = LinearCall(
@@ -233,10 +231,6 @@ def _receivers(step: Step) -> list[str]:
     """The inputs that the step may hand relevance to: not the gate of a product."""
     shares = step.options.get("shares", (1,) * len(step.inputs))
     return [name for name, share in zip(step.inputs, shares, strict=True) if share]
-
-
-def _where(node: Node) -> str:
-    return f"'{node.path}' is aten.{node.op}" if node.path else f"aten.{node.op} (in the model)"
 
 
 def _with_channels(rule: Joint, step: Step, graph: Graph, facts: Facts) -> Joint:

@@ -82,9 +82,20 @@ def leading_to(
     if output not in facts.carriers:
         raise PlanningError(
             f"the output '{output}' does not depend on any input to explain; check `inputs=` "
-            "and `output=` (integer inputs count only through an embedding)"
+            f"and `output=` (integer inputs count only through an embedding){_lost(graph, facts)}"
         )
     return graph, facts
+
+
+def _lost(graph: Graph, facts: Facts) -> str:
+    """Where the relevance of the inputs ends, in words."""
+    ends = [
+        f"{node.where} of {str(node.dtype).removeprefix('torch.')}"
+        for node in graph.nodes.values()
+        if node.dtype is not None and set(node.refs) & facts.carriers - facts.tokens
+        if node.name not in facts.carriers and not node.dtype.is_floating_point
+    ]
+    return f"; relevance passes through real numbers alone: {', '.join(ends[:3])}" if ends else ""
 
 
 def carrying_refs(node: Node, facts: Facts) -> list[str]:

@@ -177,7 +177,10 @@ def _out_of_range(name: str, position: tuple[int, ...], sizes: tuple[int, ...]) 
 
 def _advice(sizes: tuple[int, ...]) -> str:
     if not sizes:
-        return "the output has one value a sample; expected target=None"
+        return (
+            "the output has one value a sample; expected target=None (or, where the inputs are one "
+            "sample without a batch axis, x.unsqueeze(0))"
+        )
     if len(sizes) == 1:
         return (
             f"the output has {_describe(sizes)} a sample; expected an int for all, or a list or "

@@ -41,7 +41,7 @@ def canonical(graph: Graph) -> Graph:
     """The graph in canonical form (the argument itself, changed).
 
     Raises:
-        PlanningError: a batch norm or dropout is in training mode or lacks running statistics.
+        PlanningError: a batch norm or dropout works as in training, or lacks running statistics.
     """
     graph.prune()
     _drop_identities(graph)
@@ -59,7 +59,8 @@ def _is_identity(node: Node) -> bool:
     if node.op in _IDENTITIES:
         if "dropout" in node.op and len(node.args) > 2 and node.args[2]:
             raise PlanningError(
-                f"'{node.path}' ({node.op}) is in training mode; call model.eval() first"
+                f"'{node.path or 'the model itself'}' calls dropout as in training although the "
+                "model is in eval mode; write F.dropout(x, p, training=self.training)"
             )
         return bool(node.args) and isinstance(node.args[0], Ref)
     if node.op == "slice":

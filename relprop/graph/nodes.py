@@ -98,6 +98,11 @@ class Node:
         return list(refs_of((self.args, dict(self.kwargs))))
 
     @property
+    def where(self) -> str:
+        """The operation and its module in the words of an error message."""
+        return f"'{self.path}' is aten.{self.op}" if self.path else f"aten.{self.op} (in the model)"
+
+    @property
     def overload(self) -> str:
         """The overload of the ATen operation, "default" if there is but one."""
         return str(getattr(self.function, "_overloadname", "default"))

@@ -657,3 +657,56 @@ def test_errors_are_one_family() -> None:
     for error in (CaptureError, PlanningError, InputError, relprop.FileFormatError):
         assert issubclass(error, relprop.RelpropError)
     assert issubclass(InputError, ValueError)
+
+
+# --- what people meet ---------------------------------------------------------------------------
+
+
+class Calls(nn.Module):
+    """A layer, and a function of what it gives."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(6, 6), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer(x))
+
+
+def test_complex_numbers_on_the_way_are_named() -> None:
+    spectrum = Calls(lambda x: torch.fft.rfft(x).abs())
+    pairs = Calls(lambda x: torch.view_as_complex(x.view(-1, 3, 2)).abs())
+    for model, name in ((spectrum, "aten.fft_rfft"), (pairs, "aten.view_as_complex")):
+        for method in ("lrp_epsilon", "gradient"):
+            refusal(
+                PlanningError,
+                lambda: relprop.explain(model, torch.rand(4, 6), target=0, method=method),  # noqa: B023
+                "relevance passes through real numbers alone", name, "complex64",
+            )  # fmt: skip
+
+
+def test_functional_dropout_of_an_eval_model() -> None:
+    refusal(
+        PlanningError,
+        lambda: relprop.explain(Calls(lambda x: F.dropout(x)).eval(), torch.rand(4, 6), target=0),
+        "eval mode", "training=self.training",
+    )  # fmt: skip
+
+
+def test_a_missing_batch_axis_is_said_where_one_helps() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2)).eval()
+    image = torch.rand(1, 6, 6)
+    refusal(
+        InputError, lambda: relprop.explain(network, image, target=0),
+        "with a batch axis it runs", "x.unsqueeze(0)",
+    )  # fmt: skip
+    assert relprop.explain(network, image.unsqueeze(0), target=0).shape == (1, 1, 6, 6)
+    wrong = torch.rand(1, 5, 5)
+    message = refusal(
+        InputError, lambda: relprop.explain(network, wrong, target=0), "fails on these inputs"
+    )
+    assert "unsqueeze" not in message
+    refusal(
+        InputError, lambda: relprop.explain(Calls(F.relu), torch.rand(6), target=0),
+        "one value a sample", "x.unsqueeze(0)",
+    )  # fmt: skip

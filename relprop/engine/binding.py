@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from relprop.composites import Composite, LayerInfo
+from relprop.engine.activations import join_activations
 from relprop.engine.facts import Facts, carrying_refs
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
@@ -54,11 +55,13 @@ class Bound(NamedTuple):
     """What became of a graph's operations under a composite.
 
     Attributes:
+        graph: in which each activation is one operation.
         steps: those that have a rule, by the name of their value.
         lacks: those that relevance reaches and that have none.
         problems: rules that do not fit, in words.
     """
 
+    graph: Graph
     steps: dict[str, Step]
     lacks: list[Lack]
     problems: list[str]
@@ -77,8 +80,19 @@ def bind(
     # operations that only move data take no rule, so that a glob may run across them
     ruled = [name for name, info in infos.items() if info.kind != "reshape"]
     given = dict(zip(ruled, composite.assign([infos[name] for name in ruled]), strict=True))
+    if any(_may_be_joined(node) for node in nodes):
+        told = {name for name, rule in given.items() if not isinstance(rule, (Pass, type(None)))}
+        graph = join_activations(graph, facts, told)
+        nodes = [graph.nodes[node.name] for node in nodes if node.name in graph.nodes]
     binder = Binder(graph, facts, composite, precision)
-    return Bound(binder.bind_all(nodes, given, output), binder.unruled, binder.problems)
+    return Bound(graph, binder.bind_all(nodes, given, output), binder.unruled, binder.problems)
+
+
+def _may_be_joined(node: Node) -> bool:
+    """Whether it can be a part of an activation that is written in several operations."""
+    found = operation(node.op)
+    shares = found is None or found.several or node.op == "masked_fill"
+    return shares and node.pointwise
 
 
 def layer_info(node: Node, facts: Facts) -> LayerInfo:

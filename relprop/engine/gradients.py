@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,15 @@ class GradientPlan:
             PlanningError: the output does not depend on any input to explain.
         """
         graph, facts = leading_to(output, graph, floating, integer)
+        if method.relu != "plain" and not any(
+            node.op == "relu" and node.name in facts.carriers for node in graph.nodes.values()
+        ):
+            warnings.warn(
+                f"{method.name}: no ReLU lies between the inputs and the output, so that nothing "
+                "is guided: the result is the gradient with gates held fixed; expected a network "
+                "of ReLUs. 'gradient' and 'gradient_x_input' serve any other",
+                stacklevel=2,
+            )
         return cls(graph, output, facts, method)
 
     def layer_names(self) -> list[str]:

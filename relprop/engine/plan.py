@@ -72,7 +72,9 @@ class Plan:
             return bind(graph, facts, output, given, precision)
 
         bound = attempt(composite)
-        raise_problems(method or repr(composite), composite, graph, attempt, bound)
+        if bound.lacks or bound.problems:
+            raise_problems(method or repr(composite), composite, graph, attempt, bound)
+        graph = bound.graph
         steps = rectify(graph, bound.steps, output)
         steps = served(steps, get(backend))
         if isinstance(fusing := get(backend), Fusing):

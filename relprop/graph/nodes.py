@@ -65,6 +65,10 @@ class Source:
         return self.constant
 
 
+_UNTAGGED = {"hardswish", "log_sigmoid", "masked_fill", "where", "to", "_to_copy", "type_as"}
+"""Pointwise operations of which not every overload bears torch's tag."""
+
+
 @dataclass(frozen=True)
 class Node:
     """One operation.
@@ -101,6 +105,12 @@ class Node:
     def where(self) -> str:
         """The operation and its module in the words of an error message."""
         return f"'{self.path}' is aten.{self.op}" if self.path else f"aten.{self.op} (in the model)"
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each element of its value depends on the elements at the same place alone."""
+        tagged = torch.Tag.pointwise in getattr(self.function, "tags", ())
+        return self.shape is not None and (tagged or self.op in _UNTAGGED)
 
     @property
     def overload(self) -> str:

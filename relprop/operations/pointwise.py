@@ -36,7 +36,7 @@ class Activation(Operation):
         return Pass()
 
 
-@register("log_sigmoid", "threshold")
+@register("log_sigmoid", "threshold", "pointwise")
 class ShiftedActivation(Activation):
     """An activation that does not give 0 for 0."""
 

@@ -84,7 +84,16 @@ def test_pooling_and_a_residual_launch_a_kernel_each(method: str, launches: Coun
     assert " triton " in table["relu"]
 
 
-@pytest.mark.parametrize("method", ["lrp_epsilon", "lrp_alpha2_beta1", "lrp_gamma", "lrp_w_square"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "lrp_alpha2_beta1",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("lrp_epsilon", "lrp_gamma", "lrp_w_square")
+        ),
+    ],
+)
 def test_joined_steps_give_what_they_give_one_by_one(method: str, launches: Counter[str]) -> None:
     model, x = Residual().eval(), torch.randn(2, 2, 6, 6)
     explainer = relprop.Explainer(model, method, backend="triton", layers=["second"])
@@ -112,6 +121,7 @@ class Upsampling(nn.Module):
         return torch.maximum(x.mean((2, 3)), x[:, :, 0, 0])
 
 
+@pytest.mark.slow
 def test_interpolation_launches_a_kernel_each_way(launches: Counter[str]) -> None:
     model, x = Upsampling().eval(), torch.randn(2, 2, 4, 5)
     found = explained(model, x, "lrp_alpha2_beta1", "triton")
@@ -147,6 +157,7 @@ def test_what_is_read_twice_is_not_joined(launches: Counter[str]) -> None:
     assert launches["quotient"] == 2 and launches["dense_adjoint"] == 4
 
 
+@pytest.mark.slow
 def test_reductions_launch_a_kernel_each(launches: Counter[str]) -> None:
     model, x = Reductions().eval(), torch.randn(2, 3, 7)
     found = explained(model, x, "lrp_epsilon", "triton")
@@ -164,7 +175,7 @@ def test_reductions_launch_a_kernel_each(launches: Counter[str]) -> None:
         pytest.param(
             nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False), marks=pytest.mark.slow
         ),
-        nn.AdaptiveMaxPool2d((3, 2)),
+        pytest.param(nn.AdaptiveMaxPool2d((3, 2)), marks=pytest.mark.slow),
         pytest.param(nn.AdaptiveAvgPool2d((None, 2)), marks=pytest.mark.slow),
     ],
     ids=str,
@@ -244,6 +255,7 @@ class Resampled(nn.Module):
         return F.grid_sample(x, grid, align_corners=False).flatten(1)
 
 
+@pytest.mark.slow
 def test_what_has_no_kernel_is_refused_with_all_its_places() -> None:
     explainer = relprop.Explainer(Resampled().eval(), "lrp_epsilon", backend="triton")
     with pytest.raises(PlanningError) as error:

@@ -62,12 +62,13 @@ def test_max_pooling_keeps_channels_last() -> None:
 
 @pytest.mark.parametrize(
     ("choice", "factors"),
-    # 2 x gives x all its relevance, x + 1 gives it x / (x + 1); at 1 both are 2
-    [(torch.maximum, [2.0, 1.0, 1.0]), (torch.minimum, [1.0, 1.0, 0.75])],
+    # 2 a gives a all its relevance, b + 1 gives b b / (b + 1); at 1 both are 2
+    [(torch.maximum, [0.0, 1.0, 1.0, 2.0, 0.0, 0.0]), (torch.minimum, [1.0, 1.0, 0.0, 0, 0, 0.75])],
 )
 def test_the_taken_operand_gets_all(choice: Any, factors: list[float]) -> None:
-    x = torch.tensor([[-2.0, 1.0, 3.0]], dtype=torch.float64)
-    model, start = Function(lambda x: choice(2 * x, x + 1)), torch.ones_like(x)
+    x = torch.tensor([[-2.0, 1.0, 3.0, -2.0, 1.0, 3.0]], dtype=torch.float64)
+    model = Function(lambda x: choice(2 * x[:, :3], x[:, 3:] + 1))
+    start = torch.ones(1, 3, dtype=torch.float64)
     _, found = passed(recorded(model, x, Composite(stabilizer=0.0)), model, x, start)
     assert_close(found, torch.tensor([factors], dtype=torch.float64), rtol=1e-12, atol=0)
 

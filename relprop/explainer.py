@@ -17,7 +17,7 @@ from relprop.engine.gradients import GradientPlan
 from relprop.engine.groups import explain_halves
 from relprop.engine.lengths import explain_by_length
 from relprop.engine.planner import AnyPlan, Planner, Prepared
-from relprop.engine.selection import layer_value
+from relprop.engine.selection import layer_values
 from relprop.engine.shared_forward import SharedForward
 from relprop.engine.targets import Starting, squeeze_targets, start_sums
 from relprop.errors import InputError, PlanningError, is_out_of_memory
@@ -40,7 +40,8 @@ class Explainer:
         method_options: arguments of a named method, such as `low` and `high`.
         start: the relevance at the target: None for the method's own, "output", "one", "relu", or
             a function of the output.
-        layers: module paths whose relevance `explain` returns too.
+        layers: paths of modules whose relevance `explain` returns too, or of one of their calls
+            ("path@1" is the second).
         output: which of several outputs: an index, a key, or a function that picks it.
         inputs: which inputs to explain, positions and keywords; None for all floating inputs and
             the token inputs of embeddings.
@@ -219,10 +220,13 @@ class Explainer:
         self._check_inputs(call)
         graph, plan, engine, chosen = self._prepare(call)
         values = dict(zip(graph.inputs, call.leaves, strict=True))
-        named = {path: layer_value(plan, path) for path in self.layers}
+        named: dict[str, tuple[str, ...]] = {}
+        for path in self.layers:
+            named |= layer_values(plan, path, self.model, call)
         begun = self.start if start is None else start
         begin = Starting(target, begun, call, self.nan_policy, plan.graph, plan.output)
-        wanted = [*chosen, *named.values()] if full else chosen
+        hidden = [name for own in named.values() for name in own]
+        wanted = [*chosen, *hidden] if full else chosen
         records: list[StepRecord] = []
         if isinstance(plan, GradientPlan):
             known = shared.differentiable(plan, values, wanted) if shared else None
@@ -239,7 +243,8 @@ class Explainer:
             for name in set(wanted) - {*found, *values}:
                 found[name] = seeds.new_zeros(seeds.shape[0], *passed.shapes[name])
         maps = [_map(found.get(name), values[name], seeds) for name in chosen]
-        return self._result(call, begin, output, seeds, maps, named, found, records)
+        shown = named if full else {}
+        return self._result(call, begin, output, seeds, maps, shown, found, records)
 
     def _result(
         self,
@@ -248,7 +253,7 @@ class Explainer:
         output: Tensor,
         seeds: Tensor,
         maps: list[Tensor],
-        named: dict[str, str],
+        named: dict[str, tuple[str, ...]],
         found: dict[str, Tensor],
         records: list[StepRecord],
     ) -> Explanation:
@@ -258,15 +263,18 @@ class Explainer:
             delta = delta - start_sums(relevance, axis).to(delta)
         shaped = tuple(squeeze_targets(relevance, target, axis) for relevance in maps)
         graph = begin.graph
-        hidden = {
-            path: squeeze_targets(
-                found[name],
-                target,
-                graph.batch_axis(name, found[name].shape[1:], call.batch, axis) or 0,
+        parts = {
+            path: tuple(
+                squeeze_targets(
+                    found[name],
+                    target,
+                    graph.batch_axis(name, found[name].shape[1:], call.batch, axis) or 0,
+                )
+                for name in names
             )
-            for path, name in named.items()
-            if name in found
+            for path, names in named.items()
         }
+        hidden = {path: own[0] if len(own) == 1 else own for path, own in parts.items()}
         return Explanation(
             relevance=shaped[0] if len(shaped) == 1 else shaped,
             output=output.detach(),

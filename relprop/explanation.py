@@ -41,7 +41,9 @@ class Explanation:
             the axis of K follows the batch's, here and in `layers`.
         output: the explained output of the model.
         target: the target as it was given.
-        layers: relevance at the output of each layer asked for, by module path.
+        layers: relevance at the output of each layer asked for, by module path, later calls of a
+            module as "path@1"; a tuple of those that the explained output depends on, in the order
+            in which the module returns them, where there are several.
         convergence_delta: what went in at the output less what arrived at the inputs, `[batch]`
             or `[batch, K]`.
         method: the method's name.
@@ -51,7 +53,7 @@ class Explanation:
     relevance: Tensor | tuple[Tensor, ...]
     output: Tensor
     target: Any
-    layers: dict[str, Tensor]
+    layers: dict[str, Tensor | tuple[Tensor, ...]]
     convergence_delta: Tensor
     method: str
     steps: Sequence[StepRecord] = field(default=())
@@ -126,7 +128,8 @@ def _pack(explanation: Explanation) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An explanation as named tensors and JSON."""
     relevance = _tuple(explanation.relevance)
     tensors = {f"relevance:{i}": tensor for i, tensor in enumerate(relevance)}
-    tensors |= {_LAYER + name: tensor for name, tensor in explanation.layers.items()}
+    layers = layer_tensors(explanation.layers)
+    tensors |= {_LAYER + name: tensor for name, tensor in layers.items()}
     tensors["output"] = explanation.output
     tensors["convergence_delta"] = explanation.convergence_delta
     steps = explanation.steps
@@ -137,12 +140,32 @@ def _pack(explanation: Explanation) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "method": explanation.method,
         "single": isinstance(explanation.relevance, Tensor),
         "inputs": len(relevance),
-        "layers": list(explanation.layers),
+        "layers": list(layers),
         "steps": [[r.step, r.operation, r.path, r.rule] for r in steps],
         "target": _pack_target(explanation.target, tensors),
     }
     # A copy each: safetensors refuses tensors that share memory, as two layers may.
     return {name: _own(tensor) for name, tensor in tensors.items()}, words
+
+
+def layer_tensors(layers: Mapping[str, Tensor | tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    """Relevance at layers, one tensor a name: those of several outputs as "path[0]", "path[1]"."""
+    found: dict[str, Tensor] = {}
+    for path, own in layers.items():
+        if isinstance(own, Tensor):
+            found[path] = own
+        else:
+            found |= {f"{path}[{i}]": tensor for i, tensor in enumerate(own)}
+    return found
+
+
+def _layers_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
+    """What `layer_tensors` took apart."""
+    found: dict[str, Tensor | tuple[Tensor, ...]] = {}
+    for name, tensor in tensors.items():
+        path, bracket, _ = name.partition("[")
+        found[path] = (*found.get(path, ()), tensor) if bracket else tensor
+    return found
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -219,7 +242,7 @@ def _unpack(words: dict[str, Any], tensors: _Tensors) -> Explanation:
         relevance=relevance[0] if words["single"] else relevance,
         output=tensors["output"],
         target=_unpack_target(words["target"], tensors),
-        layers={name: tensors[_LAYER + name] for name in words["layers"]},
+        layers=_layers_of({name: tensors[_LAYER + name] for name in words["layers"]}),
         convergence_delta=tensors["convergence_delta"],
         method=str(words["method"]),
         steps=_unpack_steps(words["steps"], tensors),

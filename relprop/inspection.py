@@ -19,7 +19,7 @@ from relprop.capture.cache import captured
 from relprop.capture.call import Call, unwrap
 from relprop.composites import Composite
 from relprop.engine.binding import bind
-from relprop.engine.facts import analyse, leading_to
+from relprop.engine.facts import analyse, layer_names, leading_to
 from relprop.errors import InputError
 from relprop.graph import Graph
 from relprop.operations import operation
@@ -106,7 +106,7 @@ def check(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = Non
         dissolved={
             node.attributes["folded"]: node.path for node in carrying if "folded" in node.attributes
         },
-        modules=tuple(p for p, name in graph.module_outputs.items() if name in facts.carriers),
+        modules=tuple(layer_names(graph, facts)),
         seconds=seconds,
         origin=graph.origin,
         symbolic=graph.symbolic,

@@ -23,7 +23,7 @@ from relprop.batch.reduce import Reduction
 from relprop.batch.rows import Failure, Rows
 from relprop.errors import CaptureError, InputError, PlanningError
 from relprop.explainer import Explainer
-from relprop.explanation import Explanation
+from relprop.explanation import Explanation, layer_tensors
 
 __all__ = ["Explaining"]
 
@@ -221,7 +221,7 @@ class Explaining:
 
 def _more(result: Explanation) -> dict[str, Tensor]:
     """What a whole explanation has beside columns and relevance, as its file names it."""
-    layers = {f"layer:{path}": value.cpu() for path, value in result.layers.items()}
+    layers = {f"layer:{path}": value.cpu() for path, value in layer_tensors(result.layers).items()}
     return {"output": result.output.float().cpu(), **layers}
 
 

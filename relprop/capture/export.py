@@ -238,13 +238,13 @@ class _Translation:
     def _readers(self, node: torch.fx.Node) -> list[list[str]]:
         return [self._stack(user) if user.op != "output" else [] for user in node.users]
 
-    def module_outputs(self) -> dict[str, str]:
-        """For each module call the last of its values that is read outside of it."""
-        found: dict[str, str] = {}
+    def module_outputs(self) -> dict[str, tuple[str, ...]]:
+        """For each module call those of its values that are read outside of it."""
+        found: dict[str, tuple[str, ...]] = {}
         for node in self.fx_nodes:
             if not isinstance(node.meta.get("val"), Tensor):
                 continue
             for call in self._stack(node):
                 if call and any(call not in stack for stack in self.outside[node.name]):
-                    found[call] = node.name
+                    found[call] = (*found.get(call, ()), node.name)
         return found

@@ -230,15 +230,15 @@ def _without_mutation(node: Node, renames: dict[str, str]) -> Node:
     return replace(node, op=node.op[:-1], function=overload)
 
 
-def _module_outputs(graph: Graph, stacks: dict[str, list[str]]) -> dict[str, str]:
+def _module_outputs(graph: Graph, stacks: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
     readers = graph.consumers()
     returned = set(graph.output_names)
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for name, node in graph.nodes.items():
         if node.shape is None:
             continue
         for call in stacks.get(name, []):
             outside = any(call not in stacks.get(reader, []) for reader in readers.get(name, []))
             if outside or name in returned:
-                found[call] = name
+                found[call] = (*found.get(call, ()), name)
     return found

@@ -26,10 +26,10 @@ def join_activations(graph: Graph, facts: Facts, ruled: Collection[str]) -> Grap
     """
     graph = replace(graph, nodes=dict(graph.nodes))
     readers = graph.consumers()
-    kept = {name: path for path, name in graph.module_outputs.items()}
+    kept = {name for own in graph.module_outputs.values() for name in own}
     for last in reversed(list(graph.nodes)):
         node = graph.nodes.get(last)
-        if node is None or last not in facts.carriers or not node.pointwise:
+        if node is None or last not in facts.carriers - facts.tokens or not node.pointwise:
             continue
         for region in regions_to(graph, last, readers):
             inner = [other.name for other in region.nodes[:-1]]
@@ -42,8 +42,7 @@ def join_activations(graph: Graph, facts: Facts, ruled: Collection[str]) -> Grap
             graph.nodes[last] = replace(region.node, op="pointwise")
             for name in inner:
                 del graph.nodes[name]
-            outer = graph.module_outputs.items()
-            graph.module_outputs = {p: last if n in inner else n for p, n in outer}
+            graph.rename_outputs(dict.fromkeys(inner, last))
             break
     return graph
 

@@ -19,7 +19,7 @@ from relprop.operations.protocol import LinearCall
 from relprop.operations.recurrent import Recurrence
 from relprop.rules import Joint, LinearRule, Norm, Pass, Product, Rule
 
-__all__ = ["Bound", "Lack", "bind", "layer_info", "rule_text"]
+__all__ = ["Bound", "Lack", "bind", "layer_info", "rule_text", "token_step"]
 
 
 class Lack(NamedTuple):
@@ -134,6 +134,11 @@ class Binder:
     def bind(self, node: Node, rule: Rule | None) -> Step | None:
         found = operation(node.op)
         inputs = tuple(carrying_refs(node, self.facts))
+        if node.name in self.facts.tokens:
+            step = token_step(node, inputs)
+            if step is None:
+                self.unruled.append(Lack(node, "several of its arguments depend on the input"))
+            return step
         if found is None:
             return self._by_hand(node, inputs, rule)
         if found.carry == "linear" and [r for r in node.refs if r in self.facts.carriers] != [
@@ -223,6 +228,17 @@ class Binder:
         return None
 
 
+def token_step(node: Node, inputs: tuple[str, ...]) -> Step | None:
+    """How relevance goes back through integers on their way to an embedding.
+
+    Arithmetic, as in clamped or shifted token ids, leaves each at its place.
+    """
+    found = operation(node.op)
+    if found is None or not found.moves:
+        found = _SAME_PLACE if len(set(inputs)) == 1 else None
+    return Step(node, found, inputs[:1] if found is _SAME_PLACE else inputs) if found else None
+
+
 class _Passed(Unchanged):
     """An operation without a propagation of its own to which the user gave Pass."""
 
@@ -239,6 +255,7 @@ class _Passed(Unchanged):
 
 
 _PASS: Operation = _Passed()
+_SAME_PLACE: Operation = Unchanged()
 
 
 def _receivers(step: Step) -> list[str]:

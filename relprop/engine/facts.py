@@ -20,6 +20,7 @@ __all__ = [
     "is_gate",
     "is_magnitude",
     "known_signs",
+    "layer_names",
     "leading_to",
 ]
 
@@ -98,6 +99,12 @@ def _lost(graph: Graph, facts: Facts) -> str:
     return f"; relevance passes through real numbers alone: {', '.join(ends[:3])}" if ends else ""
 
 
+def layer_names(graph: Graph, facts: Facts) -> list[str]:
+    """Module calls whose outputs' relevance can be asked for by `layers=`."""
+    outputs = graph.module_outputs.items()
+    return [path for path, names in outputs if not facts.carriers.isdisjoint(names)]
+
+
 def carrying_refs(node: Node, facts: Facts) -> list[str]:
     """The values read by the node that can give it relevance, in order, repeated if read twice."""
     found = traits(node.op)
@@ -117,7 +124,7 @@ def _flow(node: Node, facts: Facts) -> None:
     if all(name in facts.tokens for name in refs):
         if found.embeds:
             facts.carriers.add(node.name)
-        elif found.moves and not _is_floating(node):
+        elif (found.moves and not _is_floating(node)) or (node.pointwise and _is_integer(node)):
             facts.tokens.add(node.name)
             facts.carriers.add(node.name)
         return
@@ -132,6 +139,10 @@ def _flow(node: Node, facts: Facts) -> None:
 
 def _is_floating(node: Node) -> bool:
     return node.dtype is not None and node.dtype.is_floating_point
+
+
+def _is_integer(node: Node) -> bool:
+    return node.dtype not in (None, torch.bool) and not _is_floating(node)
 
 
 def known_signs(facts: Facts) -> Callable[[Any], bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relprop.engine.facts import Facts, leading_to
-from relprop.errors import InputError
+from relprop.engine.binding import token_step
+from relprop.engine.facts import Facts, carrying_refs, layer_names, leading_to
+from relprop.errors import InputError, PlanningError
 from relprop.graph import Graph, Node
 from relprop.graph.nodes import located, source_values
 from relprop.methods import GradientMethod
 from relprop.tables import table
 
 __all__ = ["GradientPlan", "Switch", "attribute", "differentiable_values"]
+
+_NO_ENGINE: Any = None
+"""Movements of tokens ask nothing of the run that they are steps of."""
 
 Seed = Callable[[Tensor], Tensor]
 """From the output to the starting relevance `[K, *output]`."""
@@ -69,8 +73,7 @@ class GradientPlan:
 
     def layer_names(self) -> list[str]:
         """Module paths whose output's gradient can be asked for by `layers=`."""
-        outputs = self.graph.module_outputs
-        return [path for path, name in outputs.items() if name in self.facts.carriers]
+        return layer_names(self.graph, self.facts)
 
     def __str__(self) -> str:
         rows = [
@@ -236,7 +239,8 @@ def differentiable_values(
     for name in wanted & set(inputs):
         if isinstance(values[name], Tensor) and values[name].is_floating_point():
             values[name] = values[name].detach().clone().requires_grad_()
-    last = graph.last_reads([plan.output, *wanted, *_embeddings(plan)])
+    moved = [n for node in graph.nodes.values() if node.name in facts.tokens for n in node.refs]
+    last = graph.last_reads([plan.output, *wanted, *_embeddings(plan), *facts.tokens, *moved])
     for node in graph.nodes.values():
         with located(node):
             values[node.name] = _value(node, values, switch, facts)
@@ -277,7 +281,8 @@ def _gradients(
     wanted: list[str],
     keep: bool = False,
 ) -> dict[str, Tensor]:
-    embedded = {name: ids for name, ids in _embeddings(plan).items() if ids in wanted}
+    ids = _leading_to_tokens(plan, wanted)
+    embedded = {name: own for name, own in _embeddings(plan).items() if own in ids}
     floating = [name for name in wanted if name not in plan.facts.tokens]
     names = [*floating, *embedded]
     output = values[plan.output]
@@ -303,6 +308,32 @@ def _gradients(
             name = embedded[name]
             stacked = maps[name] + stacked if name in maps else stacked
         maps[name] = stacked
+    return _moved_back(plan, values, maps)
+
+
+def _leading_to_tokens(plan: GradientPlan, wanted: Collection[str]) -> set[str]:
+    """The tokens `wanted`, and those made of them."""
+    found = plan.facts.tokens.intersection(wanted)
+    for node in plan.graph.nodes.values():
+        if node.name in plan.facts.tokens and not found.isdisjoint(node.refs):
+            found.add(node.name)
+    return found
+
+
+def _moved_back(
+    plan: GradientPlan, values: Mapping[str, Any], maps: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The maps, those of tokens that were moved handed back to the tokens they were made of."""
+    for node in reversed(list(plan.graph.nodes.values())):
+        if node.name not in maps or node.name not in plan.facts.tokens:
+            continue
+        step = token_step(node, tuple(carrying_refs(node, plan.facts)))
+        if step is None:
+            raise PlanningError(f"{node.where}: several of its arguments depend on the input")
+        saved = step.operation.save(step, values, values[node.name])
+        parts = step.operation.relevance(step, saved, maps[node.name], _NO_ENGINE)
+        for name, part in zip(step.inputs, parts, strict=True):
+            maps[name] = maps[name] + part if name in maps else part
     return maps
 
 

@@ -95,10 +95,11 @@ def joined(
         _together(parts, rows, batch, axis, _full_size(call, leaf, axes, parts[0]))
         for leaf, parts in zip(explained, zip(*maps, strict=True), strict=True)
     ]
-    layers = {
-        path: _together([group.result.layers[path] for group in groups], rows, batch, axis)
-        for path in first.layers
-    }
+    layers: dict[str, Tensor | tuple[Tensor, ...]] = {}
+    for path, one in first.layers.items():
+        parts = zip(*(_tuple(group.result.layers[path]) for group in groups), strict=True)
+        whole = tuple(_together(own, rows, batch, axis) for own in parts)
+        layers[path] = whole[0] if isinstance(one, Tensor) else whole
     deltas = [group.result.convergence_delta for group in groups]
     return replace(
         first,

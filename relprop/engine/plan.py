@@ -10,7 +10,7 @@ from relprop.backends import get
 from relprop.composites import Composite
 from relprop.engine.advice import raise_problems
 from relprop.engine.binding import Bound, bind, rule_text
-from relprop.engine.facts import Facts, leading_to
+from relprop.engine.facts import Facts, layer_names, leading_to
 from relprop.errors import PlanningError
 from relprop.graph import Graph
 from relprop.graph.maps import Conv
@@ -121,8 +121,7 @@ class Plan:
 
     def layer_names(self) -> list[str]:
         """Module paths whose output's relevance can be asked for by `layers=`."""
-        outputs = self.graph.module_outputs
-        return [path for path, name in outputs.items() if name in self.facts.carriers]
+        return layer_names(self.graph, self.facts)
 
     def dissolved(self) -> dict[str, str]:
         """Modules that were folded into another, with the path of the other."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
 
+from relprop.capture.cache import run_model
 from relprop.capture.call import Call
 from relprop.engine.gradients import GradientPlan
 from relprop.engine.plan import Plan
 from relprop.errors import InputError
 from relprop.graph import Graph, Ref, refs_of
+from relprop.graph.nodes import evaluate
 from relprop.operations.base import traits
 
-__all__ = ["explained_inputs", "explained_labels", "layer_value", "output_value"]
+__all__ = ["explained_inputs", "explained_labels", "layer_values", "output_value"]
 
 
 def explained_labels(inputs: Sequence[int | str] | None, call: Call) -> set[int | str] | None:
@@ -87,15 +92,78 @@ def output_value(graph: Graph, output: int | str | Callable[[Any], Any] | None, 
     return found[0]
 
 
-def layer_value(plan: Plan | GradientPlan, path: str) -> str:
-    """Name of the value that a module call returns.  Raises InputError with near names."""
+def layer_values(
+    plan: Plan | GradientPlan, path: str, model: nn.Module, call: Call
+) -> dict[str, tuple[str, ...]]:
+    """Names of the values that a module returns, by its calls: "path", "path@1", ...
+
+    Args:
+        plan: what is explained.
+        path: of a module, for all of its calls, or of one call.
+        model, call: tell the order of several values, which the graph does not hold.
+
+    Raises:
+        InputError: no such module is called, with near names.
+    """
     names = plan.layer_names()
-    if path not in names:
+    calls = [name for name in names if path in (name, name.partition("@")[0])]
+    if not calls:
         near = difflib.get_close_matches(path, names, n=3, cutoff=0.4) or names[:5]
         raise InputError(
             f"layers: {path!r} is no module call of the plan; near ones: {', '.join(near)}"
         )
-    return plan.graph.module_outputs[path]
+    found = {}
+    for name in calls:
+        own = plan.graph.module_outputs[name]
+        own = own if len(own) == 1 else _as_returned(plan.graph, name, own, model, call)
+        found[name] = tuple(value for value in own if value in plan.facts.carriers)
+    return found
+
+
+def _as_returned(
+    graph: Graph, path: str, names: tuple[str, ...], model: nn.Module, call: Call
+) -> tuple[str, ...]:
+    """The values of a module call in the order in which the module returns them.
+
+    Found by their numbers, once a graph, in a run of the model: the module is its user's code.
+    """
+    key = "returned", path
+    if key not in graph.plans:
+        returned = _returned(model, call, path)
+        inputs = dict(zip(graph.inputs, call.leaves, strict=True))
+        values = evaluate(replace(graph, output=[Ref(name) for name in names]), model, inputs)
+        places = {
+            name: next((i for i, x in enumerate(returned) if _equal(x, value)), len(returned))
+            for name, value in values.items()
+        }
+        graph.plans[key] = tuple(sorted(names, key=lambda name: places[name]))
+    order: tuple[str, ...] = graph.plans[key]
+    return order
+
+
+def _returned(model: nn.Module, call: Call, path: str) -> list[Any]:
+    """The leaves of what one call of a module returns."""
+    name, _, number = path.partition("@")
+    outputs: list[list[Any]] = []
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if name not in modules:  # as in an exported program
+        return []
+    hook = modules[name].register_forward_hook(
+        lambda module, args, output: outputs.append(pytree.tree_leaves(output))
+    )
+    try:
+        run_model(model, call)
+    finally:
+        hook.remove()
+    return outputs[int(number or 0)] if int(number or 0) < len(outputs) else []
+
+
+def _equal(x: Any, value: Any) -> bool:
+    return (
+        isinstance(x, Tensor)
+        and x.shape == value.shape
+        and torch.allclose(x, value.to(x), rtol=1e-3, atol=1e-6, equal_nan=True)
+    )
 
 
 def _described(graph: Graph) -> str:

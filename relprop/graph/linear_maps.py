@@ -214,10 +214,7 @@ def _fold_before(graph: Graph, readers: dict[str, list[str]], norm: Node) -> boo
     joint = replace(joint, shape=norm.shape, attributes={**joint.attributes, "folded": norm.path})
     _replace(graph, norm.name, [weight, bias, joint], drop=layer.name)
     _reread(readers, x, layer.name, norm.name)
-    outputs = graph.module_outputs.items()
-    graph.module_outputs = {
-        path: norm.name if name == layer.name else name for path, name in outputs
-    }
+    graph.rename_outputs({layer.name: norm.name})
     return True
 
 
@@ -240,8 +237,7 @@ def _fold_after(graph: Graph, readers: dict[str, list[str]], norm: Node) -> bool
     joint = replace(joint, attributes={**joint.attributes, "folded": norm.path})
     _replace(graph, layer.name, [weight, bias, joint], drop=norm.name)
     _reread(readers, norm.args[0], norm.name, layer.name)
-    moved = {path: name for path, name in graph.module_outputs.items() if name != norm.name}
-    graph.module_outputs = moved
+    graph.keep_outputs({*graph.nodes, *graph.inputs})
     return True
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -149,7 +149,8 @@ class Graph:
         sources: parameters, buffers and constants by name.
         nodes: operations by name, in an order of evaluation.
         output: the structure that the model returns, with a `Ref` for each tensor.
-        module_outputs: value name of each module call, "path" or "path@1".
+        module_outputs: names of the values of each module call, "path" or "path@1", that are read
+            outside of it, in the order of evaluation.
         batch: batch size at capture.
         symbolic: whether other batch sizes may be run.
         origin: "export" or "record".
@@ -162,7 +163,7 @@ class Graph:
     sources: dict[str, Source]
     nodes: dict[str, Node]
     output: Any
-    module_outputs: dict[str, str]
+    module_outputs: dict[str, tuple[str, ...]]
     batch: int
     symbolic: bool = True
     origin: str = "export"
@@ -220,8 +221,13 @@ class Graph:
             return
         self.nodes = {name: node.renamed(names) for name, node in self.nodes.items()}
         self.output = map_refs(self.output, lambda name: Ref(names.get(name, name)))
+        self.rename_outputs(names)
+
+    def rename_outputs(self, names: Mapping[str, str]) -> None:
+        """Let module calls return the values of `names` instead of the keys."""
         self.module_outputs = {
-            path: names.get(name, name) for path, name in self.module_outputs.items()
+            path: tuple(dict.fromkeys(names.get(name, name) for name in own))
+            for path, own in self.module_outputs.items()
         }
 
     def prune(self) -> None:
@@ -231,11 +237,15 @@ class Graph:
             if node.name in needed:
                 needed.update(node.refs)
         self.nodes = {name: node for name, node in self.nodes.items() if name in needed}
-        self.module_outputs = {
-            path: name
-            for path, name in self.module_outputs.items()
-            if name in self.nodes or name in self.inputs
+        self.keep_outputs({*self.nodes, *self.inputs})
+
+    def keep_outputs(self, kept: Collection[str]) -> None:
+        """Forget the values of module calls but these, and calls without any."""
+        left = {
+            path: tuple(name for name in own if name in kept)
+            for path, own in self.module_outputs.items()
         }
+        self.module_outputs = {path: own for path, own in left.items() if own}
 
     def last_reads(self, kept: Iterable[str]) -> dict[str, list[str]]:
         """For each node, the values that nothing reads after it, except those in `kept`."""

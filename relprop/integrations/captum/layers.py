@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from captum.attr import LayerAttribution
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from relprop.capture.call import Call, neutral_modes, unwrap
 from relprop.engine import run
 from relprop.engine.plan import Plan
-from relprop.engine.selection import layer_value
+from relprop.engine.selection import layer_values
 from relprop.engine.targets import resolve_target, seed, squeeze_targets, start_sums
 from relprop.errors import InputError
 from relprop.explainer import Explainer
@@ -21,7 +22,7 @@ from relprop.integrations.captum.strict import StrictResult
 
 __all__ = ["LayerLRP"]
 
-Layers = nn.Module | list[nn.Module]
+Layers = nn.Module | Iterable[nn.Module]
 
 
 class LayerLRP(LRP, CaptumLayerLRP):  # type: ignore[misc]
@@ -29,8 +30,8 @@ class LayerLRP(LRP, CaptumLayerLRP):  # type: ignore[misc]
 
     Args:
         model: the module, in eval mode.
-        layer: one of its modules, or a list of them.  Any module that is called once will do, an
-            activation or a block too; under strict only layers with a rule, as in Captum.
+        layer: one of its modules, or several in any sequence.  Any module that is called once will
+            do, an activation or a block too; under strict only layers with a rule, as in Captum.
         strict: give Captum's own numbers and raise its errors.
 
     Raises:
@@ -38,7 +39,8 @@ class LayerLRP(LRP, CaptumLayerLRP):  # type: ignore[misc]
     """
 
     def __init__(self, model: nn.Module, layer: Layers, strict: bool = False) -> None:
-        LayerAttribution.__init__(self, model, layer)
+        several = not isinstance(layer, nn.Module)
+        LayerAttribution.__init__(self, model, list(layer) if several else layer)
         LRP.__init__(self, model, strict)
 
     @unwrappable
@@ -59,8 +61,8 @@ class LayerLRP(LRP, CaptumLayerLRP):  # type: ignore[misc]
             attribute_to_layer_input: relevance of what enters a layer, instead of what leaves it.
 
         Returns:
-            A tensor shaped like the layer's output or input, a tuple where several tensors enter;
-            for a list of layers a list of them.  The delta, `[batch]`, likewise.
+            A tensor shaped like the layer's output or input, a tuple where several tensors enter or
+            leave; for several layers a list of them.  The delta, `[batch]`, likewise.
 
         Raises:
             relprop.InputError: a layer is none of the model's, is not called exactly once, or was
@@ -117,8 +119,11 @@ def _maps(
         explainer._check_inputs(call)
         graph, plan, engine, _ = explainer._prepare(call)
         assert isinstance(plan, Plan) and engine is not None
-        find = _entering if entering else _leaving
-        names = [find(plan, _call(plan, own)) for own in paths]
+        calls = [_call(plan, own) for own in paths]
+        if entering:
+            names = [_entering(plan, path) for path in calls]
+        else:
+            names = [_leaving(plan, path, explainer.model, call) for path in calls]
         values = dict(zip(graph.inputs, call.leaves, strict=True))
         passed = run.forward(plan, engine, explainer.model, values)
         resolved = resolve_target(target, passed.output.shape, call.batch)
@@ -143,8 +148,8 @@ def _call(plan: Plan, paths: list[str]) -> str:
     return calls[0] if calls else paths[0]
 
 
-def _leaving(plan: Plan, path: str) -> list[str]:
-    return [layer_value(plan, path) if path else plan.output]
+def _leaving(plan: Plan, path: str, model: nn.Module, call: Call) -> list[str]:
+    return list(layer_values(plan, path, model, call)[path]) if path else [plan.output]
 
 
 def _entering(plan: Plan, path: str) -> list[str]:

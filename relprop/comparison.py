@@ -59,7 +59,7 @@ class Comparison:
         report: bool = True,
     ) -> dict[str, Explanation]:
         """An `Explanation` by each method: see `Explainer.explain`."""
-        call = Call.of(inputs, kwargs, next(iter(self.explainers.values())).batch_dim)
+        call = next(iter(self.explainers.values()))._call(inputs, kwargs)
         if lengths is None and self._sharable(call):
             try:
                 return self._together(call, target, start, report)

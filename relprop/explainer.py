@@ -45,6 +45,9 @@ class Explainer:
         output: which of several outputs: an index, a key, or a function that picks it.
         inputs: which inputs to explain, positions and keywords; None for all floating inputs and
             the token inputs of embeddings.
+        shared: inputs that are one for all samples and have no axis of them, such as the edges of
+            a graph, by position and keyword; they are not explained.  Those left out by `inputs`
+            whose size on that axis is another are found.
         batch_dim: the axis of the samples, 0 or 1.
         backend: "auto", "triton", "aten" or "reference".
         precision: "highest", "high" or "medium".
@@ -67,6 +70,7 @@ class Explainer:
         layers: Sequence[str] = (),
         output: int | str | Callable[[Any], Any] | None = None,
         inputs: Any = None,
+        shared: Any = (),
         batch_dim: int = 0,
         backend: str = "auto",
         precision: str = "highest",
@@ -80,6 +84,7 @@ class Explainer:
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         self.output = output
         self.inputs = None if inputs is None else _as_list(inputs)
+        self.shared = _as_list(shared)
         self.batch_dim = _one_of("batch_dim", batch_dim, (0, 1))
         self.precision = _one_of("precision", precision, backends.PRECISIONS)
         self.nan_policy = _one_of("nan_policy", nan_policy, NAN_POLICIES)
@@ -96,7 +101,7 @@ class Explainer:
         )
         if example_inputs is not None:
             example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-            self._prepare(Call.of(example, None, self.batch_dim))
+            self._prepare(self._call(example, None))
 
     @property
     def plan(self) -> AnyPlan:
@@ -176,6 +181,9 @@ class Explainer:
         """
         return self._run(inputs, kwargs, target, start, lengths, full=True, report=report)
 
+    def _call(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Call:
+        return Call.of(inputs, kwargs, self.batch_dim, self.inputs, self.shared)
+
     def _run(
         self,
         inputs: tuple[Any, ...],
@@ -186,7 +194,7 @@ class Explainer:
         full: bool,
         report: bool = False,
     ) -> Explanation:
-        call = Call.of(inputs, kwargs, self.batch_dim)
+        call = self._call(inputs, kwargs)
         with neutral_modes(*call.leaves):
             explained = partial(self._within_memory, full=full, report=report)
             if lengths is None:

@@ -6,7 +6,7 @@ import importlib.util
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -71,7 +71,7 @@ class Check:
 
 
 def check(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None,
-          batch_dim: int = 0) -> Check:  # fmt: skip
+          batch_dim: int = 0, shared: Sequence[int | str] = ()) -> Check:  # fmt: skip
     """What relprop sees in a model; explains nothing.
 
     Args:
@@ -79,13 +79,14 @@ def check(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = Non
         inputs: its positional arguments, such as a batch of images.
         kwargs: its keyword arguments.
         batch_dim: the axis of the samples.
+        shared: positions and keywords of the inputs that are one for all samples.
 
     Raises:
         InputError: no tensor among the inputs, or the model refuses them.
         CaptureError: the model cannot be captured.
     """
     model = unwrap(model)
-    call = Call.of(inputs, kwargs, batch_dim)
+    call = Call.of(inputs, kwargs, batch_dim, shared=shared)
     if not any(isinstance(leaf, Tensor) for leaf in call.leaves):
         raise InputError("check: expected at least one torch.Tensor to run the model on")
     began = time.perf_counter()
@@ -93,8 +94,8 @@ def check(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = Non
     seconds = time.perf_counter() - began
     tensors = [
         (name, leaf)
-        for name, leaf in zip(graph.inputs, call.leaves, strict=True)
-        if isinstance(leaf, Tensor)
+        for i, (name, leaf) in enumerate(zip(graph.inputs, call.leaves, strict=True))
+        if isinstance(leaf, Tensor) and i not in call.shared
     ]
     floating = [name for name, leaf in tensors if leaf.is_floating_point()]
     integer = [name for name, _ in tensors if name not in floating]

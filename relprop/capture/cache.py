@@ -66,7 +66,7 @@ def captured(model: nn.Module, call: Call) -> Graph:
     check_modes(model)
     with CAPTURE_LOCK, neutral_modes():
         graphs = _GRAPHS.setdefault(model, OrderedDict())
-        free = free_time(model, call.leaves, call.batch_dim)
+        free = free_time(model, call.leaves, call.batch_dim, call.shared)
         kind = torch.get_default_dtype()
         any_time, any_batch = (kind, *call.key(free)), (kind, *call.key())
         this_batch = (*any_batch, call.batch)
@@ -93,7 +93,9 @@ def _capture(model: nn.Module, call: Call) -> _Entry:
     expected, state = _example_output(model, call)
     try:
         with untouched(model), hooks_disabled(model) as hooked:
-            graph = canonical(capture_by_export(model, *call.arguments, call.batch_dim))
+            graph = canonical(
+                capture_by_export(model, *call.arguments, call.batch_dim, call.shared)
+            )
     except CaptureError as error:
         return _Entry(None, state, [str(error)])
     if graph.symbolic and expected is not None:
@@ -110,7 +112,7 @@ def _recorded(model: nn.Module, call: Call, reasons: Sequence[str]) -> Graph:
     own = _own_output(model, call)
     try:
         with untouched(model):
-            graph = canonical(record(model, *call.arguments, call.batch_dim))
+            graph = canonical(record(model, *call.arguments, call.batch_dim, call.shared))
     except CaptureError as error:
         raise CaptureError(_explain(model, [*reasons, str(error)])) from error
     wrong = difference(graph, model, call, own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,20 +42,61 @@ class Call:
         spec: their structure.
         labels: what each leaf is called in messages and in `inputs=`: a position or a keyword.
         batch_dim: the axis of the samples.
+        shared: positions of the leaves that are one for all samples, and have no such axis.
     """
 
     leaves: list[Any]
     spec: pytree.TreeSpec
     labels: list[int | str]
     batch_dim: int
+    shared: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None, batch_dim: int) -> Call:
-        """Flatten a call, keywords in alphabetical order."""
+    def of(
+        cls,
+        inputs: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        batch_dim: int,
+        explained: Sequence[int | str] | None = None,
+        shared: Sequence[int | str] = (),
+    ) -> Call:
+        """Flatten a call, keywords in alphabetical order.
+
+        Args:
+            inputs, kwargs, batch_dim: the call's.
+            explained: labels of the inputs to explain, None for all; what is not explained and has
+                another size on the axis of the samples is taken for shared.
+            shared: labels of the inputs that are one for all samples.
+
+        Raises:
+            InputError: a label of `shared` is not among the arguments.
+        """
         named = dict(sorted((kwargs or {}).items()))
         pairs, spec = pytree.tree_flatten_with_path((inputs, named))
         labels = [_label(path[1]) for path, _ in pairs]
-        return cls([leaf for _, leaf in pairs], spec, labels, batch_dim)
+        call = cls([leaf for _, leaf in pairs], spec, labels, batch_dim)
+        unknown = [label for label in shared if label not in labels]
+        if unknown:
+            raise InputError(
+                f"shared: {unknown} not among the arguments of the call, {labels}; expected "
+                "positions and keywords"
+            )
+        call = replace(call, shared=call._positions(shared))
+        if explained is None:
+            return call
+        sizes = {call._size(i) for i in call._positions(explained) - call.shared} - {None}
+        others = range(len(labels)) if len(sizes) == 1 else ()
+        odd = {i for i in others if labels[i] not in explained and call._size(i) not in sizes}
+        return replace(call, shared=call.shared | odd)
+
+    def _positions(self, labels: Sequence[int | str]) -> frozenset[int]:
+        return frozenset(i for i, label in enumerate(self.labels) if label in labels)
+
+    def _size(self, position: int) -> int | None:
+        """The number of samples in a leaf, None where it has no axis for them."""
+        leaf = self.leaves[position]
+        counts = isinstance(leaf, Tensor) and leaf.ndim > self.batch_dim
+        return leaf.shape[self.batch_dim] if counts else None
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -71,21 +112,22 @@ class Call:
             InputError: the inputs disagree, or none has a batch axis.
         """
         sizes = {
-            label: leaf.shape[self.batch_dim]
-            for label, leaf in zip(self.labels, self.leaves, strict=True)
-            if isinstance(leaf, Tensor) and leaf.ndim > self.batch_dim
+            label: size
+            for i, label in enumerate(self.labels)
+            if i not in self.shared and (size := self._size(i)) is not None
         }
         if not sizes:
             raise InputError(f"inputs: no tensor has an axis {self.batch_dim} that counts samples")
         if len(set(sizes.values())) > 1:
             raise InputError(
-                f"inputs: batch sizes differ on axis {self.batch_dim}: {sizes}; expected one size"
+                f"inputs: batch sizes differ on axis {self.batch_dim}: {sizes}; expected one size "
+                "(inputs without samples are named by shared=, or left unexplained by inputs=)"
             )
         return next(iter(sizes.values()))
 
     def example(self) -> Call:
         """The same call for the few samples that a capture looks at."""
-        return replace(self, leaves=example_batch(self.leaves, self.batch_dim))
+        return replace(self, leaves=example_batch(self.leaves, self.batch_dim, self.shared))
 
     def copied(self) -> Call:
         """The same call on copies, which a forward pass may write into."""
@@ -99,14 +141,17 @@ class Call:
             free: axes of leaves, by their position, whose size does not matter either.
         """
         axes = free or {}
-        leaves = [self._leaf_key(leaf, axes.get(i)) for i, leaf in enumerate(self.leaves)]
-        return (str(self.spec), self.batch_dim, *leaves)
+        leaves = [
+            self._leaf_key(leaf, axes.get(i), i in self.shared)
+            for i, leaf in enumerate(self.leaves)
+        ]
+        return (str(self.spec), self.batch_dim, self.shared, *leaves)
 
-    def _leaf_key(self, leaf: Any, free: int | None) -> Any:
+    def _leaf_key(self, leaf: Any, free: int | None, shared: bool) -> Any:
         if not isinstance(leaf, Tensor):
             return (type(leaf), repr(leaf))
         shape = list(leaf.shape)
-        if leaf.ndim > self.batch_dim:
+        if leaf.ndim > self.batch_dim and not shared:
             shape[self.batch_dim] = -1
         if free is not None:
             shape[free] = -2
@@ -231,17 +276,23 @@ def unwrap(model: Any) -> nn.Module:
     return model
 
 
-def free_time(model: nn.Module, leaves: Sequence[Any], batch_dim: int) -> dict[int, int]:
+def free_time(
+    model: nn.Module, leaves: Sequence[Any], batch_dim: int, shared: Collection[int] = ()
+) -> dict[int, int]:
     """The time axes for which one capture may serve any number of steps from two on."""
     if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
         return {}
-    axes = time_axes(model, leaves, batch_dim)
+    own = [None if i in shared else leaf for i, leaf in enumerate(leaves)]
+    axes = time_axes(model, own, batch_dim)
     return axes if all(leaves[i].shape[axis] > 1 for i, axis in axes.items()) else {}
 
 
-def example_batch(leaves: Sequence[Any], batch_dim: int) -> list[Any]:
-    """The leaves with their batch cut or repeated to `EXAMPLE_BATCH` samples."""
-    return [_resize(leaf, batch_dim) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+def example_batch(leaves: Sequence[Any], batch_dim: int, shared: Collection[int] = ()) -> list[Any]:
+    """The leaves, all but those shared cut or repeated to `EXAMPLE_BATCH` samples."""
+    return [
+        _resize(leaf, batch_dim) if isinstance(leaf, Tensor) and i not in shared else leaf
+        for i, leaf in enumerate(leaves)
+    ]
 
 
 def _resize(tensor: Tensor, axis: int) -> Tensor:

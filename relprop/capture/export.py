@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -42,7 +42,11 @@ _TAKEN_APART = {torch.ops.aten.einsum.default: _einsum}
 
 
 def capture_by_export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: int
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch_dim: int,
+    shared: Collection[int] = (),
 ) -> Graph:
     """The model's graph for inputs like these.
 
@@ -54,13 +58,13 @@ def capture_by_export(
         CaptureError: torch.export refuses the model; the message holds its reason.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    small_args, small_kwargs = pytree.tree_unflatten(example_batch(leaves, batch_dim), spec)
-    axes = free_time(model, leaves, batch_dim)
+    small_args, small_kwargs = pytree.tree_unflatten(example_batch(leaves, batch_dim, shared), spec)
+    axes = free_time(model, leaves, batch_dim, shared)
     if axes:
         with contextlib.suppress(Exception):
-            return _for_any_time(model, small_args, small_kwargs, batch_dim, axes)
+            return _for_any_time(model, small_args, small_kwargs, batch_dim, shared, axes)
     try:
-        program = _export(model, small_args, small_kwargs, batch_dim)
+        program = _export(model, small_args, small_kwargs, batch_dim, shared)
         return graph_of(model, program, EXAMPLE_BATCH, symbolic=True)
     except Exception as error:
         first = error
@@ -68,7 +72,8 @@ def capture_by_export(
         program = _export(model, args, kwargs, None)
     except Exception:
         raise CaptureError(f"torch.export refuses the model: {_first_line(first)}") from first
-    batch = next((x.shape[batch_dim] for x in leaves if _has_axis(x, batch_dim)), 1)
+    own = [x for i, x in enumerate(leaves) if i not in shared and _has_axis(x, batch_dim)]
+    batch = own[0].shape[batch_dim] if own else 1
     return graph_of(model, program, batch, symbolic=False)
 
 
@@ -77,6 +82,7 @@ def _for_any_time(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     batch_dim: int,
+    shared: Collection[int],
     axes: dict[int, int],
 ) -> Graph:
     """The graph with symbolic time.
@@ -89,7 +95,7 @@ def _for_any_time(
         if leaves[i].shape[axis] <= EXAMPLE_BATCH:  # equal sizes would be taken for one size
             leaves[i] = torch.cat([leaves[i]] * 2, axis)
     args, kwargs = pytree.tree_unflatten(leaves, spec)
-    program = _export(model, args, kwargs, batch_dim, axes)
+    program = _export(model, args, kwargs, batch_dim, shared, axes)
     for node in program.graph_module.graph.nodes:
         if "split" in operation_name(node.target) or "chunk" in operation_name(node.target):
             axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
@@ -114,6 +120,7 @@ def _export(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     batch_dim: int | None,
+    shared: Collection[int] = (),
     time: Mapping[int, int] = MappingProxyType({}),
 ) -> torch.export.ExportedProgram:
     dynamic: Any = None
@@ -125,7 +132,7 @@ def _export(
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         for index, leaf in enumerate(leaves):
-            if _has_axis(leaf, batch_dim):
+            if index not in shared and _has_axis(leaf, batch_dim):
                 free = {time[index]: steps} if index in time else {}
                 shapes[leaf] = {batch_dim: batch, **free}
         dynamic = shapes.dynamic_shapes(model, args, kwargs)

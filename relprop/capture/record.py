@@ -11,7 +11,7 @@ import itertools
 import os
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +35,11 @@ __all__ = ["record"]
 
 
 def record(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: int
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch_dim: int,
+    shared: Collection[int] = (),
 ) -> Graph:
     """The operations that the model performs on exactly these inputs.
 
@@ -66,7 +70,8 @@ def record(
         raise
     except Exception as error:
         raise CaptureError(f"recording the call failed: {type(error).__name__}: {error}") from error
-    batch = next((x.shape[batch_dim] for x in tensors if x.ndim > batch_dim), 1)
+    own = (leaves[index] for index in positions if index not in shared)
+    batch = next((x.shape[batch_dim] for x in own if x.ndim > batch_dim), 1)
     return _graph(model, module, calls, leaves, positions, structure[-1], batch)
 
 
@@ -226,8 +231,19 @@ def _without_mutation(node: Node, renames: dict[str, str]) -> Node:
     for old in [old for old, new in renames.items() if new == target.name]:
         renames[old] = node.name
     renames[target.name] = node.name
-    overload = getattr(functional, node.overload)
-    return replace(node, op=node.op[:-1], function=overload)
+    return replace(node, op=node.op[:-1], function=_overload(functional, node.function))
+
+
+def _overload(functional: Any, inplace: Any) -> Any:
+    """That overload of an operation which takes what its in-place form takes."""
+
+    def taken(function: Any) -> list[str]:
+        return [str(argument.type) for argument in function._schema.arguments]
+
+    fitting = [getattr(functional, name) for name in functional.overloads()]
+    fitting = [function for function in fitting if taken(function) == taken(inplace)]
+    same = [function for function in fitting if function._overloadname == inplace._overloadname]
+    return (same or fitting or [getattr(functional, inplace._overloadname)])[0]
 
 
 def _module_outputs(graph: Graph, stacks: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:

@@ -47,7 +47,9 @@ def explain_group(
         axes: time axes of leaves, by their position, to be cut to `length`.
     """
     leaves = [
-        _cut(value, rows, call.batch_dim, (axes or {}).get(i), length)
+        value
+        if i in call.shared
+        else _cut(value, rows, call.batch_dim, (axes or {}).get(i), length)
         for i, value in enumerate(call.leaves)
     ]
     part = replace(call, leaves=leaves)
@@ -140,6 +142,8 @@ def _explained_leaves(group: Group, with_targets: bool) -> list[int]:
     for index, leaf in enumerate(group.call.leaves):
         if wanted is None:
             break
+        if index in group.call.shared:
+            continue
         shape = list(wanted.shape)
         if with_targets:
             del shape[after]

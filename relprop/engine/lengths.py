@@ -36,7 +36,8 @@ def explain_by_length(
     Raises:
         InputError: the model has no recurrent layer, or lengths are not from 1 to T.
     """
-    axes = time_axes(model, call.leaves, call.batch_dim)
+    own = [None if i in call.shared else leaf for i, leaf in enumerate(call.leaves)]
+    axes = time_axes(model, own, call.batch_dim)
     if not axes:
         raise InputError(
             f"lengths: {type(model).__name__} has no recurrent layer with an input "

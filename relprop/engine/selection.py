@@ -27,15 +27,21 @@ def explained_labels(inputs: Sequence[int | str] | None, call: Call) -> set[int 
     """The labels of the inputs to explain, None for all.
 
     Raises:
-        InputError: one is not among the arguments of the call.
+        InputError: one is not among the arguments of the call, or is shared by all samples.
     """
+    shared = {call.labels[i] for i in call.shared}
     if inputs is None:
-        return None
+        return set(call.labels) - shared if shared else None
     unknown = [label for label in inputs if label not in call.labels]
     if unknown:
         raise InputError(
             f"inputs: {unknown} not among the arguments of the call, {call.labels}; expected "
             "positions and keywords"
+        )
+    if not shared.isdisjoint(inputs):
+        raise InputError(
+            f"inputs: {sorted(shared.intersection(inputs), key=str)} are shared by all samples, so "
+            "that none has relevance of its own; explain the others, or repeat them for each sample"
         )
     return set(inputs)
 

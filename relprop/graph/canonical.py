@@ -108,6 +108,18 @@ def _single_values(graph: Graph) -> None:
             x, y = node.args[:2]
             function = aten.expand_as.default
             graph.nodes[name] = replace(node, op="expand_as", function=function, args=(y, x))
+        elif node.op == "index_put" and _fills(graph, node):
+            x, (mask,), value = node.args[:3]
+            function = aten.where.self
+            graph.nodes[name] = replace(
+                node, op="where", function=function, args=(mask, value, x), kwargs={}
+            )
+        elif node.op == "scatter_reduce" and node.argument(4, "reduce", "") in ("sum", "mean"):
+            op = "scatter_add" if node.argument(4, "reduce", "") == "sum" else "scatter_mean"
+            inner = node.argument(5, "include_self", True)
+            graph.nodes[name] = replace(node, op=op) if op != "scatter_add" or inner else node
+        elif node.op == "index_put" and node.argument(3, "accumulate", False):
+            graph.nodes[name] = replace(node, op="index_put_add")
         elif node.op == "pad" and node.argument(2, "mode", "constant") == "constant":
             args = (*node.args[:2], node.argument(3, "value", None) or 0)
             graph.nodes[name] = replace(
@@ -120,6 +132,19 @@ def _single_values(graph: Graph) -> None:
         # weights are standardised by a batch norm in training mode: a constant like any other
         if source is not None and source.name not in fixed:
             graph.nodes[name] = _part(source, node) or node
+
+
+def _fills(graph: Graph, node: Node) -> bool:
+    """Whether it is x[mask] = number, with a place in the mask for each element."""
+    indices, value = node.args[1:3]
+    mask = graph.nodes.get(indices[0].name) if len(indices) == 1 and indices[0] else None
+    return (
+        mask is not None
+        and mask.dtype is torch.bool
+        and mask.shape == node.shape
+        and graph.shape(value.name) == ()
+        and not node.argument(3, "accumulate", False)
+    )
 
 
 def _part(source: Node, node: Node) -> Node | None:

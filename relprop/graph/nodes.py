@@ -65,7 +65,10 @@ class Source:
         return self.constant
 
 
-_UNTAGGED = {"hardswish", "log_sigmoid", "masked_fill", "where", "to", "_to_copy", "type_as"}
+_UNTAGGED = {
+    "hardswish", "log_sigmoid", "masked_fill", "where", "to", "_to_copy", "type_as", "__and__",
+    "__or__",
+}  # fmt: skip
 """Pointwise operations of which not every overload bears torch's tag."""
 
 

@@ -21,6 +21,7 @@ _FILLED = {"full": 1, "full_like": 1, "new_full": 2, "scalar_tensor": 0}
 """Operations that fill a tensor, and where they take its value."""
 KINKS = {
     "clamp", "clamp_min", "clip", "maximum", "minimum", "threshold", "where", "masked_fill", "gt",
+    "elu", "rrelu", "prelu", "_prelu_kernel",
     "ge", "lt", "le", "abs", "leaky_relu", "hardtanh", "heaviside", "sign", "sgn", "fmax",
 }  # fmt: skip
 """Operations that a ReLU is written with."""

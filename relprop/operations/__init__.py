@@ -6,7 +6,7 @@
 - `carry`: how relevance goes back, in the words of the reference implementation: "linear" (a
   rule), "pass", "movement" (the adjoint of a copying of elements), "norm" (Epsilon on the
   operation's own linear map), "winner" (max pooling), "choice" (the larger of two), "sum",
-  "product", "normalisation", "recurrent";
+  "indexed" (sums by index), "product", "normalisation", "recurrent";
 - `forward` and `relevance`: the ATen implementation, without autograd.
 
 Relevance has one more leading axis than the value it belongs to: the targets.  That of an operation
@@ -17,6 +17,7 @@ Imports `graph`, `rules` and what is below them.
 
 from relprop.operations import (  # noqa: F401 (each registers its operations)
     choice,
+    indexed,
     linear,
     movement,
     normalise,

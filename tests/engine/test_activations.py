@@ -60,6 +60,10 @@ RELUS: dict[str, Scalar] = {
     "half a sum": lambda x: (x + x.abs()) / 2,
     "difference": lambda x: x - x.clamp(max=0),
     "in place": lambda x: x.clone().relu_(),
+    "assigned": lambda x: assigned(x),
+    "elu": lambda x: F.elu(x, 0.0),
+    "rrelu": lambda x: F.rrelu(x, 0.0, 0.0),
+    "two masks": lambda x: x * ((x > 0) & (x > -1)),
 }
 """max(x, 0)."""
 
@@ -96,6 +100,7 @@ OTHERS: dict[str, Scalar] = {
     "selu": lambda x: 1.0507 * torch.where(x > 0, x, 1.67326 * torch.expm1(x)),
     "squared relu": lambda x: F.relu(x) ** 2,
     "square": lambda x: x * x,
+    "squared in place": lambda x: x.clone().tanh_().pow_(2),
     "cube": lambda x: x**3,
     "abs": lambda x: x.abs(),
     "sine": lambda x: torch.sin(30 * x),
@@ -118,6 +123,12 @@ ABOVE_ZERO: dict[str, Scalar] = {
     "power of a number": lambda x: 2.0**x,
 }
 """Those for numbers above 0."""
+
+
+def assigned(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[x < 0] = 0
+    return x
 
 
 class Side(nn.Module):

@@ -56,6 +56,16 @@ def _weight(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(7))
 
 
+EDGES = torch.tensor([1, 0, 2, 1, 1])
+PICKED, WRITTEN = torch.tensor([[0, 4, 4, 6]]), torch.tensor([[5, 1]])
+
+
+def put(x: Tensor, y: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, [0, 2]] = y[:, :2]
+    return x
+
+
 COLUMN, ROW, ONES = _weight(3, 1), _weight(7), torch.ones(3, 7)
 
 
@@ -144,6 +154,47 @@ CASES: dict[str, Case] = {
     "hardtanh": Case("hardtanh", F.hardtanh, SEQUENCE),
     "hardshrink": Case("hardshrink", F.hardshrink, SEQUENCE),
     "softshrink": Case("softshrink", F.softshrink, SEQUENCE),
+    "index_add": Case(
+        "index_add",
+        lambda x: x.flip(2).index_add(1, EDGES, x[:, [2, 0, 1, 1, 2]], alpha=0.5),
+        SEQUENCE,
+    ),
+    "index_add to zeros": Case(
+        "index_add",
+        lambda x: x.new_zeros(x.shape).index_add(1, EDGES, x[:, [2, 0, 1, 1, 2]]),
+        SEQUENCE,
+    ),
+    "scatter_add": Case(
+        "scatter_add",
+        lambda x: x.scatter_add(2, PICKED.expand(len(x), 3, 4), x.flip(1)[..., :4]),
+        SEQUENCE,
+    ),
+    "scatter_mean": Case(
+        "scatter_mean",
+        lambda x: x.scatter_reduce(2, PICKED.expand(len(x), 3, 4), x.flip(1)[..., :4], "mean"),
+        SEQUENCE,
+    ),
+    "scatter_mean alone": Case(
+        "scatter_mean",
+        lambda x: x.scatter_reduce(
+            2, PICKED.expand(len(x), 3, 4), x.flip(1)[..., :4], "mean", include_self=False
+        ),
+        SEQUENCE,
+    ),
+    "index_put_add": Case(
+        "index_put_add",
+        lambda x: x.index_put((torch.zeros(1).long(), EDGES[:2]), x[0, 1], accumulate=True),
+        SEQUENCE,
+    ),
+    "index_put": Case("index_put", lambda x: put(x, x.flip(2)), SEQUENCE),
+    "index_copy": Case(
+        "index_copy", lambda x: x.index_copy(1, EDGES[1:3], x[:, 1:].flip(2)), SEQUENCE
+    ),
+    "scatter": Case(
+        "scatter",
+        lambda x: x.scatter(2, WRITTEN.expand(len(x), 3, 2), x.flip(1)[..., :2]),
+        SEQUENCE,
+    ),
     "pointwise": Case("pointwise", lambda x: x + torch.sin(x) ** 2, SEQUENCE),
     "threshold": Case("threshold", nn.Threshold(0.1, -2.0), SEQUENCE),
     "rrelu": Case("rrelu", F.rrelu, SEQUENCE),

@@ -65,6 +65,13 @@ def _one_target(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor
             shapes = [values[name].shape for name in step.inputs]
             shares = step.options["shares"]
             return [(r * p).sum_to_size(s) for p, s in zip(shares, shapes, strict=True)]
+        case "indexed":
+            assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
+            s = reference.quotient(r, _wide(step.node.evaluate(values)), step.rule.epsilon)
+            return [
+                _wide(values[name]) * _adjoint(step, values, position, s)
+                for position, name in enumerate(step.inputs)
+            ]
         case "embedding":
             return [r.sum(-1)]
         case "gated":

@@ -99,21 +99,20 @@ class IndexedSum(_Indexed):
 
     def save(self, step: Step, values: Mapping[str, Any], out: Tensor) -> Any:
         x, source, places = self.written(step, values)
-        count = None
+        kept, count = None, None
         if step.node.op == "scatter_mean":
-            ones = torch.ones_like(out)
-            ones = ones if step.node.argument(5, "include_self", True) else ones - 1
-            count = ones.scatter_add(places.dim, places.index, torch.ones_like(source)).clamp(min=1)
-        return x, source, places, count, out
+            found = torch.zeros_like(out)
+            found.scatter_add_(places.dim, places.index, torch.ones_like(source))
+            kept = step.node.argument(5, "include_self", True) | (found == 0)
+            count = found + kept
+        return x, source, places, kept, count, out
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
-        x, source, places, count, out = saved
+        x, source, places, kept, count, out = saved
         assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
         s = quotient(r, out, step.rule.epsilon)
         s = s if count is None else s / count
-        own = s * wide(x)
-        if count is not None and not step.node.argument(5, "include_self", True):
-            own = torch.zeros_like(own)
+        own = s * wide(x) if kept is None else s * (wide(x) * kept)
         factor = step.node.argument(4, "alpha", 1) if step.node.op == "index_add" else 1
         written = torch.stack([places.read(row) for row in s]) * (wide(source) * factor)
         return self.handed_on(step, own, written)

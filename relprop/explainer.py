@@ -42,7 +42,8 @@ class Explainer:
             a function of the output.
         layers: paths of modules whose relevance `explain` returns too, or of one of their calls
             ("path@1" is the second).
-        output: which of several outputs: an index, a key, or a function that picks it.
+        output: which of several outputs: an index, a key, or a function of what the model returns:
+            that picks it, or computes what to explain, such as a region's sum or a difference.
         inputs: which inputs to explain, positions and keywords; None for all floating inputs and
             the token inputs of embeddings.
         shared: inputs that are one for all samples and have no axis of them, such as the edges of

@@ -16,7 +16,15 @@ from relprop.capture.call import Call
 from relprop.engine.gradients import GradientPlan
 from relprop.engine.plan import Plan
 from relprop.engine.run import Engine
-from relprop.engine.selection import explained_inputs, explained_labels, output_value
+from relprop.engine.selection import (
+    Computes,
+    Objective,
+    explained_inputs,
+    explained_labels,
+    output_value,
+    picking,
+)
+from relprop.errors import CaptureError
 from relprop.graph import Graph
 from relprop.methods import GradientMethod, Method, PropagationMethod
 
@@ -57,6 +65,7 @@ class Planner:
         self.model, self.method = model, method
         self.output, self.inputs = output, inputs
         self.backend, self.precision, self.frozen = backend, precision, frozen
+        self.objective: Objective | None = None
         self.plans: OrderedDict[Any, Prepared] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -71,7 +80,7 @@ class Planner:
         Raises:
             CaptureError, PlanningError, InputError: as when calling an explainer.
         """
-        graph = captured(self.model, call)
+        graph = self._graph(call)
         # the graph is held by the entry, so that its id stays its own; a recorded one serves once
         key = id(graph) if graph.origin == "export" else "recorded"
         with self._lock:
@@ -87,8 +96,24 @@ class Planner:
             self.plans.move_to_end(key)
             return entry
 
+    def _graph(self, call: Call) -> Graph:
+        """The graph that leads to what `output` gives.
+
+        Where that is computed from the model's outputs, or those hold what cannot be captured, the
+        function `output` is captured with the model.
+        """
+        if self.objective is None and self.output is not None:
+            try:
+                graph = captured(self.model, call)
+                output_value(graph, self.output, type(self.model).__name__)
+                return graph
+            except (Computes, CaptureError):
+                self.objective = Objective(self.model, picking(self.output))
+        return captured(self.objective or self.model, call)
+
     def _bind(self, graph: Graph, call: Call, explained: set[int | str] | None) -> AnyPlan:
-        output = output_value(graph, self.output, type(self.model).__name__)
+        given = self.output if self.objective is None else None
+        output = output_value(graph, given, type(self.model).__name__)
         tensors = [
             (name, leaf)
             for name, leaf, label in zip(graph.inputs, call.leaves, call.labels, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,15 @@ from relprop.graph import Graph, Ref, refs_of
 from relprop.graph.nodes import evaluate
 from relprop.operations.base import traits
 
-__all__ = ["explained_inputs", "explained_labels", "layer_values", "output_value"]
+__all__ = [
+    "Computes",
+    "Objective",
+    "explained_inputs",
+    "explained_labels",
+    "layer_values",
+    "output_value",
+    "picking",
+]
 
 
 def explained_labels(inputs: Sequence[int | str] | None, call: Call) -> set[int | str] | None:
@@ -67,10 +75,62 @@ def explained_inputs(
     ]
 
 
+class Computes(Exception):
+    """A function `output=` does not only pick one of the model's outputs."""
+
+
+class Objective(nn.Module):
+    """A model whose output is a function of another's: its modules keep their paths.
+
+    Args:
+        model: the other.
+        function: of what it returns, to one tensor.
+    """
+
+    def __init__(self, model: nn.Module, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        parts = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+        self.__dict__.update({name: getattr(model, name) for name in parts})
+        self.__dict__.update(of=model, function=function)  # not as a module, which has a path
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Those of the other model, itself included: what they hold decides what is captured."""
+        yield from self.of.named_modules(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        found = self.of(*args, **kwargs)
+        try:
+            picked = self.function(found)
+        except Exception as error:
+            raise InputError(
+                f"output: {self.function!r} picks nothing: of {_kind(found)} it raises "
+                f"{type(error).__name__}: {error}; expected one tensor of it"
+            ) from error
+        if not isinstance(picked, Tensor):
+            raise InputError(
+                f"output: {self.function!r} gives {type(picked).__name__}; expected exactly one "
+                "tensor"
+            )
+        return picked
+
+
+def picking(output: int | str | Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function that picks an output."""
+    return output if callable(output) else lambda found: _item(found, output)
+
+
+def _kind(output: Any) -> str:
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with {list(output)}"
+    shape = f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
+    return f"a {type(output).__name__}{shape}"
+
+
 def output_value(graph: Graph, output: int | str | Callable[[Any], Any] | None, model: str) -> str:
     """Name of the value to explain, of those that the model, of class `model`, returns.
 
     Raises:
+        Computes: `output` is a function that does more than to pick a tensor.
         InputError: the model returns several tensors or none, or `output` does not pick one.
     """
     names = list(dict.fromkeys(graph.output_names))
@@ -85,7 +145,9 @@ def output_value(graph: Graph, output: int | str | Callable[[Any], Any] | None, 
         )
     try:
         picked = output(graph.output) if callable(output) else _item(graph.output, output)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except Exception as error:
+        if callable(output):
+            raise Computes from error
         raise InputError(
             f"output: {output!r} picks nothing; the model returns {_described(graph)}"
         ) from error
@@ -184,7 +246,7 @@ def _described(graph: Graph) -> str:
 def _item(output: Any, key: Any) -> Any:
     if isinstance(key, int) and isinstance(output, Mapping):
         return list(output.values())[key]
-    if isinstance(key, int) and isinstance(output, Ref):
+    if isinstance(key, int) and isinstance(output, (Ref, Tensor)):
         return [output][key]
     return output[key]
 

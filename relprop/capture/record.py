@@ -27,7 +27,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from relprop.capture.fx import argument_of, translated
+from relprop.capture.fx import TAKEN_APART, argument_of, translated
 from relprop.errors import CaptureError
 from relprop.graph import Graph, Node, Ref, Source, map_refs
 
@@ -60,7 +60,11 @@ def record(
     tensors = [leaves[index].detach().clone() for index in positions]
     try:
         module = make_fx(
-            call, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False
+            call,
+            tracing_mode="real",
+            decomposition_table=dict(TAKEN_APART),
+            pre_dispatch=True,
+            _error_on_data_dependent_ops=False,
         )(*tensors)
     except CaptureError:
         raise
@@ -203,8 +207,10 @@ def _graph(
     inputs = [f"input_{index}" for index in range(len(leaves))]
     for index, name in zip(positions, placeholders, strict=True):
         inputs[index] = name
+    shapes = {inputs[index]: tuple(leaves[index].shape) for index in positions}
     output = pytree.tree_unflatten(outputs, out_spec)
-    graph = Graph(inputs, sources, nodes, output, {}, batch, symbolic=False, origin="record")
+    graph = Graph(inputs, sources, nodes, output, {}, batch, symbolic=False, origin="record",
+                  input_shapes=shapes)  # fmt: skip
     graph.output = map_refs(graph.output, lambda name: Ref(renames.get(name, name)))
     graph.module_outputs = _module_outputs(graph, stacks)
     return graph

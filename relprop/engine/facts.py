@@ -10,6 +10,7 @@ import torch
 
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
+from relprop.graph.products import products_as_layers
 from relprop.operations.base import traits
 from relprop.operations.pointwise import Clamp, Division
 
@@ -79,6 +80,10 @@ def leading_to(
     graph = replace(graph, output=Ref(output), sources=dict(graph.sources), plans={})
     graph.prune()
     facts = analyse(graph, floating, integer)
+    values = {*graph.inputs, *graph.sources, *graph.nodes}
+    if products_as_layers(graph, values - facts.carriers):
+        graph.prune()
+        facts = analyse(graph, floating, integer)
     if output not in facts.carriers:
         raise PlanningError(
             f"the output '{output}' does not depend on any input to explain; check `inputs=` "

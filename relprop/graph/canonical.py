@@ -15,6 +15,7 @@ import torch
 from relprop.errors import PlanningError
 from relprop.graph.linear_maps import BATCH_NORMS, as_linear_maps, fold_batch_norms, fold_padding
 from relprop.graph.nodes import Graph, Node, Ref
+from relprop.graph.products import as_products, products_as_layers
 from relprop.graph.spellings import respell
 
 __all__ = ["canonical"]
@@ -47,6 +48,8 @@ def canonical(graph: Graph) -> Graph:
     _drop_identities(graph)
     _single_values(graph)
     respell(graph)
+    as_products(graph)
+    products_as_layers(graph, graph.fixed())
     as_linear_maps(graph)
     graph.prune()
     fold_padding(graph)

@@ -139,6 +139,7 @@ class Graph:
         symbolic: whether other batch sizes may be run.
         origin: "export" or "record".
         any_time: whether the time axis of its inputs may have any size.
+        input_shapes: of those of its inputs that are tensors, at capture.
         plans: what has been planned on it, by what the plan was made for.
     """
 
@@ -151,12 +152,18 @@ class Graph:
     symbolic: bool = True
     origin: str = "export"
     any_time: bool = False
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     plans: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def output_names(self) -> list[str]:
         """Names of the values in the output structure."""
         return list(refs_of(self.output))
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a value at capture; None if it is no tensor."""
+        known = self.nodes.get(name) or self.sources.get(name)
+        return self.input_shapes.get(name) if known is None else known.shape
 
     def fixed(self) -> set[str]:
         """Names of the values that depend on parameters and constants alone."""

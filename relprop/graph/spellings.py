@@ -31,17 +31,13 @@ def _joined(axis_of: Callable[[int], int], least: int) -> Callable[..., list[Nod
 
     def spell(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
         ndim = len(node.shape or ())
-        if any(_ndim(graph, ref) not in (None, ndim) for ref in node.args[0]) or ndim < least:
+        shapes = [graph.shape(ref.name) for ref in node.args[0]]
+        if any(shape is not None and len(shape) != ndim for shape in shapes) or ndim < least:
             return [node]
         args = (node.args[0], axis_of(ndim))
         return [replace(node, op="cat", function=aten.cat.default, args=args)]
 
     return spell
-
-
-def _ndim(graph: Graph, ref: Ref) -> int | None:
-    known = graph.nodes.get(ref.name) or graph.sources.get(ref.name)
-    return None if known is None or known.shape is None else len(known.shape)
 
 
 def _elementwise(name: str) -> Callable[..., list[Node]]:
@@ -71,8 +67,7 @@ def _lerp(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
     start, end, weight = node.args
     if isinstance(weight, Ref):
         rest = _beside(node, "rest", "rsub", weight, 1, overload="Scalar")
-        known = graph.nodes.get(weight.name) or graph.sources.get(weight.name)
-        rest = replace(rest, shape=known.shape if known is not None else node.shape)
+        rest = replace(rest, shape=graph.shape(weight.name) or node.shape)
         first = _beside(node, "start", "mul", start, Ref(rest.name))
         last = _beside(node, "end", "mul", end, weight)
         return [rest, first, last, _sum(node, Ref(first.name), last)]
@@ -101,44 +96,6 @@ def _transposed(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
     return [replace(node, op="transpose", function=aten.transpose.int, args=args)]
 
 
-def _matmul(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
-    """W @ x is the transpose of x^T @ W^T: a dense layer over the axis before the last."""
-    weight, x = node.args[:2]
-    shape = node.shape or ()
-    if weight.name not in fixed or x.name in fixed or _ndim(graph, weight) != 2 or len(shape) < 2:
-        return [node]
-    flipped = _beside(node, "input", "transpose", x, -1, -2, overload="int")
-    turned = _beside(node, "turned", "linear", Ref(flipped.name), weight, overload="default")
-    flat = (*shape[:-2], shape[-1])
-    known = graph.nodes.get(weight.name) or graph.sources[weight.name]
-    flipped = replace(flipped, shape=(*flat, (known.shape or (0,))[-1]))
-    turned = replace(turned, shape=(*flat, shape[-2]))
-    back = (Ref(turned.name), -1, -2)
-    return [
-        flipped, turned,
-        replace(node, op="transpose", function=aten.transpose.int, args=back, kwargs={}),
-    ]  # fmt: skip
-
-
-def _bmm(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
-    """A batch of one product with a weight is a dense layer."""
-    x, weight = node.args
-    known = graph.nodes.get(weight.name) or graph.sources.get(weight.name)
-    if (
-        weight.name not in fixed
-        or x.name in fixed
-        or known is None
-        or (known.shape or (0,))[0] != 1
-    ):
-        return [node]
-    matrix = _beside(node, "matrix", "select", weight, 0, 0, overload="int")
-    matrix = replace(matrix, shape=(known.shape or ())[1:])
-    return [
-        matrix,
-        replace(node, op="matmul", function=aten.matmul.default, args=(x, Ref(matrix.name))),
-    ]
-
-
 _SPELLINGS: dict[str, Callable[[Graph, Node, Collection[str]], list[Node]]] = {
     "hstack": _joined(lambda ndim: 0 if ndim == 1 else 1, 1),
     "vstack": _joined(lambda ndim: 0, 2),
@@ -150,7 +107,4 @@ _SPELLINGS: dict[str, Callable[[Graph, Node, Collection[str]], list[Node]]] = {
     "addcmul": _addc("mul"),
     "addcdiv": _addc("div"),
     **dict.fromkeys(("mT", "mH", "matrix_H", "adjoint"), _transposed),
-    "matmul": _matmul,
-    "mm": _matmul,
-    "bmm": _bmm,
 }

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind
 
 from relprop.capture.call import EXAMPLE_BATCH, example_batch, free_time
-from relprop.capture.fx import operation_name, shape_of, translated
+from relprop.capture.fx import TAKEN_APART, operation_name, shape_of, translated
 from relprop.capture.time import library_operation, whole_sequences
 from relprop.errors import CaptureError
 from relprop.graph import Graph, Node, Ref, Source
@@ -29,16 +29,6 @@ __all__ = [
 ]
 
 _LOUD = ("torch.export", "torch._dynamo", "torch.fx", "torch._subclasses.fake_tensor")
-
-
-def _einsum(*args: Any, **kwargs: Any) -> Any:
-    """einsum by products and permutations, as torch computes it itself."""
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return torch.ops.aten.einsum.default._op_dk(key, *args, **kwargs)
-
-
-_TAKEN_APART = {torch.ops.aten.einsum.default: _einsum}
-"""Operations whose meaning is in their arguments, by what computes them from others."""
 
 
 def capture_by_export(
@@ -149,7 +139,7 @@ def _export(
         ):
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
-            return program.run_decompositions(dict(_TAKEN_APART))
+            return program.run_decompositions(dict(TAKEN_APART))
     finally:
         # torch's cache of fake operations would hold on to this capture's shapes and tensors
         FakeTensorMode.cache_clear()
@@ -186,6 +176,7 @@ def graph_of(
             sources[name] = Source(name, path, constant)
         else:
             raise CaptureError(f"the model takes an input of kind {spec.kind.name}: '{name}'")
+    shapes: dict[str, tuple[int, ...]] = {}
     for fx_node in program.graph_module.graph.nodes:
         shape = shape_of(fx_node.meta.get("val")) if fx_node.op == "placeholder" else None
         if fx_node.name in sources:

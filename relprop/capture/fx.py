@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,28 @@ from torch import Tensor
 from relprop.errors import CaptureError
 from relprop.graph import Node, Ref
 
-__all__ = ["argument_of", "operation_name", "shape_of", "translated"]
+__all__ = ["TAKEN_APART", "argument_of", "operation_name", "shape_of", "translated"]
+
+aten = torch.ops.aten
+
+
+def _apart(operation: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
+    """The operation by those that torch computes it by itself."""
+    return operation._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+
+
+TAKEN_APART: dict[Any, Callable[..., Any]] = {
+    overload: partial(_apart, overload)
+    for overload in (
+        aten.einsum.default, aten.tensordot.default, aten.inner.default, aten.outer.default,
+        aten.linalg_multi_dot.default, aten.chain_matmul.default, aten.linalg_vecdot.default,
+        aten.linalg_norm.default, aten.linalg_matrix_norm.default, aten.linalg_matrix_norm.str_ord,
+        aten.cosine_similarity.default, aten.pairwise_distance.default, aten.l1_loss.default,
+        aten.cosine_embedding_loss.default, aten.triplet_margin_loss.default,
+        aten.broadcast_tensors.default,
+    )
+}  # fmt: skip
+"""Operations whose meaning is in their arguments, by what computes them from others."""
 
 
 def translated(

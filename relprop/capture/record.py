@@ -27,7 +27,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from relprop.capture.fx import argument_of, translated
+from relprop.capture.fx import TAKEN_APART, argument_of, translated
 from relprop.errors import CaptureError
 from relprop.graph import Graph, Node, Ref, Source, map_refs
 
@@ -64,7 +64,11 @@ def record(
     tensors = [leaves[index].detach().clone() for index in positions]
     try:
         module = make_fx(
-            call, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False
+            call,
+            tracing_mode="real",
+            decomposition_table=dict(TAKEN_APART),
+            pre_dispatch=True,
+            _error_on_data_dependent_ops=False,
         )(*tensors)
     except CaptureError:
         raise

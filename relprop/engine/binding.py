@@ -188,7 +188,9 @@ class Binder:
             precision=self.precision,
             path=step.node.path,
         )
-        return replace(step, rule=rule, options={"call": call})
+        # what is kept from call to call must not depend on an input that is not explained
+        constant = all(x.name in self.facts.fixed for x in step.node.args[1:] if isinstance(x, Ref))
+        return replace(step, rule=rule, options={"call": call, "constant": constant})
 
     def _nonnegative(self, step: Step, rule: LinearRule) -> bool:
         """Whether the input is known to be >= 0; under Joint, the state in it."""

@@ -10,6 +10,7 @@ import torch
 
 from relprop.errors import PlanningError
 from relprop.graph import Graph, Node, Ref
+from relprop.graph.products import products_as_layers
 from relprop.operations.base import traits
 from relprop.operations.pointwise import Clamp, Division
 
@@ -80,12 +81,25 @@ def leading_to(
     graph = replace(graph, output=Ref(output), sources=dict(graph.sources), plans={})
     graph.prune()
     facts = analyse(graph, floating, integer)
+    if any(_is_open(node, facts) for node in graph.nodes.values()):
+        values = {*graph.inputs, *graph.sources, *graph.nodes}
+        products_as_layers(graph, values - facts.carriers)
+        graph.prune()
+        facts = analyse(graph, floating, integer)
     if output not in facts.carriers:
         raise PlanningError(
             f"the output '{output}' does not depend on any input to explain; check `inputs=` "
             f"and `output=` (integer inputs count only through an embedding){_lost(graph, facts)}"
         )
     return graph, facts
+
+
+def _is_open(node: Node, facts: Facts) -> bool:
+    """Whether it is a product of which it depends on the inputs to explain what the weight is."""
+    if node.op == "matmul":
+        return True
+    weights = node.args[1:] if node.op == "dense_map" else ()
+    return any(isinstance(ref, Ref) and ref.name in facts.carriers for ref in weights)
 
 
 def _lost(graph: Graph, facts: Facts) -> str:

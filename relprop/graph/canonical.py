@@ -16,6 +16,7 @@ from relprop.errors import PlanningError
 from relprop.graph.linear_maps import BATCH_NORMS, as_linear_maps, fold_batch_norms, fold_padding
 from relprop.graph.nodes import Graph, Node, Ref
 from relprop.graph.pointwise import KINKS, name_relus
+from relprop.graph.products import PRODUCTS, as_products, products_as_layers
 from relprop.graph.spellings import respell
 
 __all__ = ["canonical"]
@@ -48,8 +49,12 @@ def canonical(graph: Graph) -> Graph:
     _drop_identities(graph)
     _single_values(graph)
     respell(graph)
-    if not KINKS.isdisjoint(node.op for node in graph.nodes.values()):
+    ops = {node.op for node in graph.nodes.values()}
+    if not KINKS.isdisjoint(ops):
         name_relus(graph)
+    if not PRODUCTS.isdisjoint(ops):
+        as_products(graph)
+        products_as_layers(graph, graph.fixed())
     as_linear_maps(graph)
     graph.prune()
     fold_padding(graph)

@@ -29,6 +29,7 @@ __all__ = [
     "as_linear_maps",
     "fold_batch_norms",
     "fold_padding",
+    "linear_node",
 ]
 
 aten = torch.ops.aten
@@ -54,11 +55,9 @@ def as_linear_maps(graph: Graph) -> None:
 
 def _as_layer(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
     if node.op == "linear":
-        return [_linear_node(node, Dense(), *_padded(node.args, 3))]
-    if node.op in ("mm", "matmul", "addmm"):
-        return _from_matmul(graph, node)
+        return [linear_node(node, Dense(), *_padded(node.args, 3))]
     if node.op in _CONVOLUTIONS:
-        return [_linear_node(node, _convolution(graph, node), *_padded(node.args[:3], 3))]
+        return [linear_node(node, _convolution(graph, node), *_padded(node.args[:3], 3))]
     if node.op in BATCH_NORMS and node.shape is not None and node.name not in fixed:
         return _from_batch_norm(node)
     return [node]
@@ -68,7 +67,7 @@ def _padded(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     return (*args, *(None,) * (count - len(args)))
 
 
-def _linear_node(node: Node, linear_map: LinearMap, x: Any, w: Any, b: Any) -> Node:
+def linear_node(node: Node, linear_map: LinearMap, x: Any, w: Any, b: Any) -> Node:
     """The node as a linear map of `x`."""
     return replace(
         node,
@@ -84,24 +83,6 @@ def _map_op(linear_map: LinearMap) -> str:
     if isinstance(linear_map, Conv):
         return "conv_transpose_map" if linear_map.transposed else "conv_map"
     return "dense_map" if isinstance(linear_map, Dense) else "diagonal_map"
-
-
-def _from_matmul(graph: Graph, node: Node) -> list[Node]:
-    """x @ W with a weight of two axes is a dense layer whose weight is the transpose."""
-    scales = [node.argument(i, key, 1) for i, key in ((3, "beta"), (4, "alpha"))]
-    if node.op == "addmm" and scales != [1, 1]:
-        return [node]
-    b, x, w = node.args[:3] if node.op == "addmm" else (None, *node.args[:2])
-    if not isinstance(w, Ref) or _ndim(graph, w.name) != 2 or (b and _ndim(graph, b.name) != 1):
-        return [node]
-    if w.name in graph.nodes and graph.nodes[w.name].op in ("t", "numpy_T"):
-        return [_linear_node(node, Dense(), x, graph.nodes[w.name].args[0], b)]
-    turned = Node(f"{node.name}_weight", "t", aten.t.default, (w,), path=node.path, shape=(0, 0))
-    return [turned, _linear_node(node, Dense(), x, Ref(turned.name), b)]
-
-
-def _ndim(graph: Graph, name: str) -> int:
-    return len(graph.shape(name) or ())
 
 
 def _convolution(graph: Graph, node: Node) -> Conv:
@@ -149,7 +130,7 @@ def _from_batch_norm(node: Node) -> list[Node]:
         path=node.path, shape=(0,),
     )  # fmt: skip
     linear_map = Diagonal(len(node.shape or ()))
-    layer = _linear_node(node, linear_map, x, Ref(scale.name), Ref(shift.name))
+    layer = linear_node(node, linear_map, x, Ref(scale.name), Ref(shift.name))
     return [scale, shift, layer]
 
 

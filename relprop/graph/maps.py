@@ -27,6 +27,7 @@ __all__ = [
     "scale_inputs",
     "scale_outputs",
     "shift_inputs",
+    "unbroadcast",
 ]
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -45,6 +46,15 @@ def per_axis(value: Any, count: int) -> list[int]:
     return items * count if len(items) == 1 else items
 
 
+def unbroadcast(r: Tensor, shape: torch.Size) -> Tensor:
+    """Relevance `[K, *out]` summed to `[K, *shape]`, `shape` broadcasting to `out`."""
+    lead = r.ndim - 1 - len(shape)
+    if lead:
+        r = r.sum(tuple(range(1, 1 + lead)))
+    axes = [axis for axis, size in enumerate(shape, start=1) if size == 1 and r.shape[axis] != 1]
+    return r.sum(axes, keepdim=True) if axes else r
+
+
 @dataclass(frozen=True)
 class LinearMap:
     """Base class: an input `a`, a weight `w`, features on one axis."""
@@ -53,6 +63,11 @@ class LinearMap:
     def feature_axis(self) -> int:
         """Axis of the features, of input and output alike, counted from the end."""
         raise TypeError(type(self).__name__)
+
+    @property
+    def weight_axes(self) -> tuple[int, int]:
+        """Axes of the weight over output and input features."""
+        return 0, 1
 
     def contraction(self, a: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         """W.a + b, `b` a vector over output features."""
@@ -73,20 +88,31 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class Dense(LinearMap):
-    """`torch.nn.functional.linear`: weight `[out, in]`, input `[..., in]`."""
+    """`torch.nn.functional.linear`: weight `[out, in]`, input `[..., in]`.
+
+    A weight with more axes is one for each sample: these broadcast against those of the input.
+    """
 
     @property
     def feature_axis(self) -> int:
         return -1
 
+    @property
+    def weight_axes(self) -> tuple[int, int]:
+        return -2, -1
+
     def contraction(self, a: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        return F.linear(a, w, b)
+        if w.ndim == 2:
+            return F.linear(a, w, b)
+        z = torch.matmul(a, w.mT)
+        return z if b is None else z.add_(b)
 
     def adjoint(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
-        return torch.matmul(s, w)
+        a = torch.matmul(s, w)
+        return a if w.ndim == 2 else unbroadcast(a, shape)
 
     def output_shape(self, a: Sequence[int], w: Sequence[int]) -> tuple[int, ...]:
-        return (*a[:-1], w[0])
+        return (*a[:-1], w[-2])
 
 
 @dataclass(frozen=True)
@@ -143,6 +169,10 @@ class Conv(LinearMap):
     @property
     def feature_axis(self) -> int:
         return -1 - self.spatial
+
+    @property
+    def weight_axes(self) -> tuple[int, int]:
+        return (1, 0) if self.transposed else (0, 1)
 
     @property
     def _symmetric(self) -> bool:

@@ -31,17 +31,13 @@ def _joined(axis_of: Callable[[int], int], least: int) -> Callable[..., list[Nod
 
     def spell(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
         ndim = len(node.shape or ())
-        if any(_ndim(graph, ref) not in (None, ndim) for ref in node.args[0]) or ndim < least:
+        shapes = [graph.shape(ref.name) for ref in node.args[0]]
+        if any(shape is not None and len(shape) != ndim for shape in shapes) or ndim < least:
             return [node]
         args = (node.args[0], axis_of(ndim))
         return [replace(node, op="cat", function=aten.cat.default, args=args)]
 
     return spell
-
-
-def _ndim(graph: Graph, ref: Ref) -> int | None:
-    known = graph.nodes.get(ref.name) or graph.sources.get(ref.name)
-    return None if known is None or known.shape is None else len(known.shape)
 
 
 def _elementwise(name: str) -> Callable[..., list[Node]]:
@@ -71,8 +67,7 @@ def _lerp(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
     start, end, weight = node.args
     if isinstance(weight, Ref):
         rest = _beside(node, "rest", "rsub", weight, 1, overload="Scalar")
-        known = graph.nodes.get(weight.name) or graph.sources.get(weight.name)
-        rest = replace(rest, shape=known.shape if known is not None else node.shape)
+        rest = replace(rest, shape=graph.shape(weight.name) or node.shape)
         first = _beside(node, "start", "mul", start, Ref(rest.name))
         last = _beside(node, "end", "mul", end, weight)
         return [rest, first, last, _sum(node, Ref(first.name), last)]
@@ -101,42 +96,36 @@ def _transposed(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
     return [replace(node, op="transpose", function=aten.transpose.int, args=args)]
 
 
-def _matmul(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
-    """W @ x is the transpose of x^T @ W^T: a dense layer over the axis before the last."""
-    weight, x = node.args[:2]
-    shape = node.shape or ()
-    if weight.name not in fixed or x.name in fixed or _ndim(graph, weight) != 2 or len(shape) < 2:
-        return [node]
-    flipped = _beside(node, "input", "transpose", x, -1, -2, overload="int")
-    turned = _beside(node, "turned", "linear", Ref(flipped.name), weight, overload="default")
-    flat = (*shape[:-2], shape[-1])
-    known = graph.nodes.get(weight.name) or graph.sources[weight.name]
-    flipped = replace(flipped, shape=(*flat, (known.shape or (0,))[-1]))
-    turned = replace(turned, shape=(*flat, shape[-2]))
-    back = (Ref(turned.name), -1, -2)
-    return [
-        flipped, turned,
-        replace(node, op="transpose", function=aten.transpose.int, args=back, kwargs={}),
-    ]  # fmt: skip
+def _loss(op: str) -> Callable[[Graph, Node, Collection[str]], list[Node]]:
+    """mse_loss and l1_loss: a function of the difference, then a mean or a sum."""
+
+    def spell(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
+        a, b = node.args[:2]
+        shapes = [graph.shape(x.name) or () for x in (a, b)]
+        shape = tuple(torch.broadcast_shapes(*shapes))
+        difference = replace(_beside(node, "difference", "sub", a, b), shape=shape)
+        last = Ref(difference.name), *((2,) if op == "pow" else ())
+        overload = "Tensor_Scalar" if op == "pow" else "default"
+        error = replace(_beside(node, "error", op, *last, overload=overload), shape=shape)
+        reduction = ("none", "mean", "sum")[node.argument(2, "reduction", 1)]
+        if reduction == "none":
+            return [difference, replace(error, name=node.name)]
+        function = getattr(aten, reduction).default
+        whole = replace(node, op=reduction, function=function, args=(Ref(error.name),), kwargs={})
+        return [difference, error, whole]
+
+    return spell
 
 
-def _bmm(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
-    """A batch of one product with a weight is a dense layer."""
-    x, weight = node.args
-    known = graph.nodes.get(weight.name) or graph.sources.get(weight.name)
-    if (
-        weight.name not in fixed
-        or x.name in fixed
-        or known is None
-        or (known.shape or (0,))[0] != 1
-    ):
+def _diff(graph: Graph, node: Node, fixed: Collection[str]) -> list[Node]:
+    """x[1:] - x[:-1]."""
+    x, dim = node.args[0], node.argument(2, "dim", -1)
+    if node.argument(1, "n", 1) != 1 or len(node.args) > 3 or node.kwargs:
         return [node]
-    matrix = _beside(node, "matrix", "select", weight, 0, 0, overload="int")
-    matrix = replace(matrix, shape=(known.shape or ())[1:])
-    return [
-        matrix,
-        replace(node, op="matmul", function=aten.matmul.default, args=(x, Ref(matrix.name))),
-    ]
+    last = _beside(node, "last", "slice", x, dim, 1, 2**63 - 1)
+    first = _beside(node, "first", "slice", x, dim, 0, -1)
+    args = Ref(last.name), Ref(first.name)
+    return [last, first, replace(node, op="sub", function=aten.sub.Tensor, args=args)]
 
 
 _SPELLINGS: dict[str, Callable[[Graph, Node, Collection[str]], list[Node]]] = {
@@ -148,9 +137,9 @@ _SPELLINGS: dict[str, Callable[[Graph, Node, Collection[str]], list[Node]]] = {
     "min": _elementwise("minimum"),
     "lerp": _lerp,
     "addcmul": _addc("mul"),
+    "mse_loss": _loss("pow"),
+    "l1_loss": _loss("abs"),
+    "diff": _diff,
     "addcdiv": _addc("div"),
     **dict.fromkeys(("mT", "mH", "matrix_H", "adjoint"), _transposed),
-    "matmul": _matmul,
-    "mm": _matmul,
-    "bmm": _bmm,
 }

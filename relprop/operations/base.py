@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relprop.errors import PlanningError
 from relprop.graph import Node
-from relprop.graph.maps import CHANNELS_LAST, is_channels_last
+from relprop.graph.maps import CHANNELS_LAST, is_channels_last, unbroadcast
 from relprop.rules import Rule
 
 __all__ = [
@@ -226,15 +226,6 @@ def laid_out(r: Tensor, form: torch.memory_format) -> Tensor:
     return r.flatten(0, 1).contiguous(memory_format=form).unflatten(0, r.shape[:2])
 
 
-def unbroadcast(r: Tensor, shape: torch.Size) -> Tensor:
-    """Relevance `[K, *out]` summed to `[K, *shape]`, `shape` broadcasting to `out`."""
-    lead = r.ndim - 1 - len(shape)
-    if lead:
-        r = r.sum(tuple(range(1, 1 + lead)))
-    axes = [axis for axis, size in enumerate(shape, start=1) if size == 1 and r.shape[axis] != 1]
-    return r.sum(axes, keepdim=True) if axes else r
-
-
 def refuse(step: Step, text: str) -> PlanningError:
     """A planning error that says where."""
     return PlanningError(f"{step.where}: {text}")
@@ -276,6 +267,13 @@ class _Softmax(_LogSoftmax):
     gate = True
 
 
+class _Product(_Unruled):
+    """A product of matrices is a layer of one factor where the other is a weight."""
+
+    names = ("matmul",)
+    hint = "both factors depend on an explained input; leave one of these unexplained (inputs=)"
+
+
 class _Magnitude(_Unruled):
     """Magnitudes element by element."""
 
@@ -301,6 +299,6 @@ class _Power(_Unruled):
 _UNKNOWN = Operation()
 _UNRULED: dict[str, Operation] = {
     name: cls()
-    for cls in (_Constant, _LogSoftmax, _Softmax, _Magnitude, _Spread, _Power)
+    for cls in (_Constant, _LogSoftmax, _Softmax, _Product, _Magnitude, _Spread, _Power)
     for name in cls.names
 }

@@ -33,8 +33,9 @@ class LinearLayer(Operation):
                     f"{list(a.shape)} and {list(z.shape)}; give it another rule"
                 )
             return z, None
-        call, cache = step.options["call"], engine.cache(step.name)
-        return engine.backend.forward(call, a, w, b, cache, engine.known.get(step.name))
+        cache = engine.cache(step.name) if step.options["constant"] else None
+        known = engine.known.get(step.name)
+        return engine.backend.forward(step.options["call"], a, w, b, cache, known)
 
     def relevance(self, step: Step, saved: Any, r: Tensor, engine: Engine) -> Sequence[Tensor]:
         if isinstance(step.rule, Pass):
@@ -53,6 +54,14 @@ class DenseLayer(LinearLayer):
     """A dense layer."""
 
     kind = "linear"
+
+
+@register("product_map")
+class ProductLayer(LinearLayer):
+    """A product with a weight for each sample: a factor that does not depend on the input."""
+
+    kind = "linear"
+    needs_kernel = True
 
 
 @register("conv_map")

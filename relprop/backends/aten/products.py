@@ -65,7 +65,8 @@ class Products:
         narrow = narrow and (rows is None or rows >= FEW_ROWS)
         self.dtype = torch.bfloat16 if narrow else w.dtype
         dense = isinstance(linear_map, Dense) and w.device.type == "cpu"
-        self._in_blocks = dense and not narrow and rows is not None and w.numel() > blockwise.BLOCK
+        whole = narrow or rows is None or w.ndim > 2 or w.numel() <= blockwise.BLOCK
+        self._in_blocks = dense and not whole
 
     @property
     def widens(self) -> bool:
@@ -76,13 +77,12 @@ class Products:
 
     def widened(self) -> Products:
         """The products of [W, -W] with twice the input features."""
-        axis = 0 if isinstance(self.map, Conv) and self.map.transposed else 1
-        w = torch.cat([self.w, -self.w], axis)
+        w = torch.cat([self.w, -self.w], self.map.weight_axes[1])
         return Products(self.map, w, self.precision, {})
 
     def split(self, start: int, stop: int) -> tuple[Products, Products]:
         """The products of the input features from `start` to `stop`, and those of the others."""
-        axis = 0 if isinstance(self.map, Conv) and self.map.transposed else 1
+        axis = self.map.weight_axes[1]
         before, own, after = self.w.tensor_split([start, stop], axis)
         others = torch.cat([before, after], axis)
         first, second = (
@@ -93,9 +93,8 @@ class Products:
     @property
     def features(self) -> int:
         """Number of output features."""
-        if isinstance(self.map, Conv) and self.map.transposed:
-            return self.w.shape[1] * self.map.groups
-        return self.w.shape[0]
+        groups = self.map.groups if isinstance(self.map, Conv) and self.map.transposed else 1
+        return self.w.shape[self.map.weight_axes[0]] * groups
 
     def weight(self, part: Modifier | _Stack, backwards: bool = False) -> Tensor:
         """A part of the weight, as an operand; `backwards` as in `onednn.turned`."""
@@ -117,12 +116,11 @@ class Products:
     def _part(self, part: Modifier | _Stack, w: Tensor) -> Tensor:
         if isinstance(part, Modifier):
             return modified(part, w)
-        axis = 1 if isinstance(self.map, Conv) and self.map.transposed else 0
         halves = [
             modified(half, w) if scale == 1 else modified(half, w).mul_(scale)
             for half, scale in zip(part.parts, part.scales, strict=True)
         ]
-        return torch.cat(halves, axis) if len(halves) > 1 else halves[0]
+        return torch.cat(halves, self.map.weight_axes[0]) if len(halves) > 1 else halves[0]
 
     @property
     def _stacks(self) -> bool:

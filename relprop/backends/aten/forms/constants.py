@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from relprop.backends.aten.forms.layer import Layer, Tensors
-from relprop.graph.maps import Conv
+from relprop.graph.maps import Conv, unbroadcast
 from relprop.operations.arithmetic import divide, new_like
 from relprop.rules import Flat, WSquare, ZBox
 from relprop.rules.bounds import bound_tensor
@@ -89,7 +89,7 @@ class FlatForm:
         shape, linear_map = layer.shape, layer.products.map
         if not isinstance(linear_map, Conv):
             s = r.sum(-1, keepdim=True).div_(shape[-1] + layer.rule.epsilon)
-            return s.expand(r.shape[0], *shape).contiguous()
+            return unbroadcast(s.expand(*s.shape[:-1], shape[-1]), shape).contiguous()
         groups = linear_map.groups
         per_group = r.flatten(0, 1).unflatten(1, (groups, -1)).sum(2)
         s = divide(per_group, self._fan_in(layer, linear_map), layer.rule.epsilon, sign=1)

@@ -23,7 +23,7 @@ from relprop.batch.worker import Tally, Worker
 from relprop.errors import FileFormatError, RelpropError
 from relprop.io.files import printable
 
-__all__ = ["run_ray"]
+__all__ = ["require_ray", "run_ray"]
 
 
 def run_ray(spec: JobSpec, manifest: Manifest, folder: Path, status: Status, stop: Stop) -> Tally:
@@ -32,7 +32,7 @@ def run_ray(spec: JobSpec, manifest: Manifest, folder: Path, status: Status, sto
     Ray starts actors that die again, and repeats what they were at.  Once `stop` is asked the
     actors end, and what they were at is left to the next run.
     """
-    ray = _ray()
+    ray = require_ray()
     threads = int(manifest.environment["threads"])
     began = not ray.is_initialized()
     if began:
@@ -60,7 +60,8 @@ def run_ray(spec: JobSpec, manifest: Manifest, folder: Path, status: Status, sto
     return tally
 
 
-def _ray() -> Any:
+def require_ray() -> Any:
+    """The module ray, or an error that says how to get it."""
     try:
         import ray
         import ray.data

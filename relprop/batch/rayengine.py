@@ -73,11 +73,18 @@ def require_ray() -> Any:
 def _begin(ray: Any, processors: int) -> None:
     """Join the cluster that the environment names, or start one here."""
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:  # "local": else Ray joins what was ever started on this machine
+        cores = max(os.cpu_count() or 1, processors)
+        ray.init("local", num_cpus=cores, include_dashboard=False, **quiet)
         return
-    cores = max(os.cpu_count() or 1, processors)
-    ray.init(num_cpus=cores, include_dashboard=False, **quiet)
+    try:
+        ray.init(address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RelpropError(
+            f"RAY_ADDRESS {printable(address)}: {printable(error)}; start that cluster ('ray "
+            "start'), give this process its token if it wants one, or unset RAY_ADDRESS"
+        ) from error
 
 
 def _rows(ray: Any, spec: JobSpec, manifest: Manifest, threads: int) -> Any:

@@ -183,7 +183,7 @@ def _value(scalar: Any, name: str, options: SourceOptions) -> tuple[Tensor, str]
 
     if not scalar.is_valid:
         raise FileFormatError(f"{name}: empty")
-    if isinstance(scalar, pyarrow.DictionaryScalar):
+    if isinstance(scalar, pyarrow.DictionaryScalar | pyarrow.ExtensionScalar):
         scalar = scalar.value
     kind = scalar.type
     if pyarrow.types.is_struct(kind) and "bytes" in [field.name for field in kind]:

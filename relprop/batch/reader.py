@@ -65,7 +65,7 @@ class Job(Dataset[dict[str, Any]]):
         if isinstance(place, str):
             return self._named(place)
         if isinstance(place, Sequence | Tensor | np.ndarray) and len(np.shape(place)):
-            wanted = np.asarray(place) if len(place) else []  # a mask, too
+            wanted: Any = np.asarray(place) if len(place) else []  # a mask, too
             places = np.arange(len(self))[wanted].tolist()
             return _joined([self._slice(i, i + 1, 1) for i in places])
         place = operator.index(place)  # a tensor, too

@@ -25,6 +25,7 @@ from relprop.batch.loading import Loaded
 from relprop.batch.outputs import SetupError
 from relprop.batch.rows import Failure, Rows, little_endian
 from relprop.explanation import FORMAT, VERSION
+from relprop.image.colours import Pixels
 from relprop.tables import aligned
 
 __all__ = ["Results", "table"]
@@ -261,7 +262,7 @@ def _is_image(tensor: Tensor) -> bool:
     return tensor.ndim == 3 and tensor.shape[0] in (1, 3) and tensor.numel() > 0
 
 
-def _pictures(photo: Tensor, maps: Tensor) -> image.Pixels:
+def _pictures(photo: Tensor, maps: Tensor) -> Pixels:
     """The input and its heatmaps."""
     low, high = float(photo.min()), float(photo.max())
     inside = (s for s in SPANS if s[0] - SLACK <= low and high <= s[1] + SLACK)
@@ -269,7 +270,7 @@ def _pictures(photo: Tensor, maps: Tensor) -> image.Pixels:
     return np.concatenate([image.grey(photo.unsqueeze(0), low, high), image.heatmap(maps)])
 
 
-def _save_heatmap(path: Path, pictures: image.Pixels) -> None:
+def _save_heatmap(path: Path, pictures: Pixels) -> None:
     """Pictures side by side, small ones enlarged to a readable size."""
     scale = max(1, PICTURE_SIDE // max(pictures.shape[1:3]))
     enlarged = pictures.repeat(scale, axis=1).repeat(scale, axis=2)

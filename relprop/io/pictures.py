@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import io
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ def require_heif(names: Sequence[object]) -> None:
 
 def _reader_of_heif() -> Any:
     try:
-        import pillow_heif
+        pillow_heif: Any = importlib.import_module("pillow_heif")
     except ImportError:
         return None
     return pillow_heif

@@ -11,11 +11,13 @@ from relprop.batch.files import open_shard, present_shards
 from relprop.batch.locks import JobLock
 from relprop.batch.manifest import FILE, Manifest, Record, read_manifest, write_manifest
 from relprop.batch.preparing import local_device, made_manifest, prepare, readers_of
+from relprop.batch.rayengine import require_ray, run_ray
 from relprop.batch.spec import JobSpec
 from relprop.batch.status import Status, Stop, closing
 from relprop.batch.worker import Tally, Worker, shard_order
 from relprop.errors import FileFormatError, InputError
-from relprop.io.files import printable
+from relprop.io.files import listed, printable
+from relprop.io.tables import pyarrow_parquet
 
 __all__ = ["run_job", "seal"]
 
@@ -36,6 +38,7 @@ def run_job(spec: JobSpec) -> int:
         RelpropError: nothing could be begun: it says why.
     """
     rank, world = _rank(spec)
+    _require_extras(spec)
     folder = Path(spec.job)
     _make_folder(folder)
     lock = JobLock(folder)
@@ -55,6 +58,18 @@ def _make_folder(folder: Path) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FileFormatError(f"{printable(folder)}: cannot be made ({reason})") from None
+
+
+def _require_extras(spec: JobSpec) -> None:
+    """Refuse, before anything is begun, what would fail for want of a package; data say it too.
+
+    Raises:
+        RelpropError: has the line that installs it.
+    """
+    if spec.engine == "ray":
+        require_ray()
+    if spec.format == "parquet":
+        pyarrow_parquet()
 
 
 def _rank(spec: JobSpec) -> tuple[int, int]:
@@ -78,10 +93,10 @@ def _run(spec: JobSpec, folder: Path, lock: JobLock, rank: int, world: int) -> i
     manifest = made_manifest(prepared, spec, folder, lock)
     stop = Stop()
     status = Status(manifest.samples, spec.quiet, spec.workers if many else 1)
+    if prepared.source.passed and not spec.quiet:
+        status.line(f"no images, passed over: {listed(prepared.source.passed)}")
     with stop.listening(not spec.quiet):
         if spec.engine == "ray":
-            from relprop.batch.rayengine import run_ray
-
             tally = run_ray(spec, manifest, folder, status, stop)
         elif many:
             from relprop.batch.processes import run_processes

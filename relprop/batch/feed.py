@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -99,9 +100,7 @@ class Feed:
 
     def _pinned(self, loaded: Loaded) -> Loaded:
         groups = [(places, inputs.map(Tensor.pin_memory)) for places, inputs in loaded.groups]
-        return Loaded(
-            loaded.task, groups, loaded.names, loaded.labels, loaded.failures, loaded.seconds
-        )
+        return replace(loaded, groups=groups)
 
 
 class _AtOnce(Executor):

@@ -65,6 +65,7 @@ class Loaded:
         names, labels: one a place.
         failures: the places that have a stand-in, and why.
         seconds: what reading took.
+        notes: what is to be said of a place's sample.
     """
 
     task: Task
@@ -73,6 +74,11 @@ class Loaded:
     labels: list[int | None]
     failures: dict[int, Failure]
     seconds: float
+    notes: dict[int, str] = field(default_factory=dict)
+
+    def remarks(self) -> list[str]:
+        """A line for each note."""
+        return [f"{self.names[place]}: {note}" for place, note in self.notes.items()]
 
     def value(self, place: int) -> Tensor:
         """The model's first input for the sample at a place."""
@@ -116,10 +122,13 @@ class Loader:
         values: list[Any] = []
         labels: list[int | None] = []
         failures: dict[int, Failure] = {}
+        notes: dict[int, str] = {}
         for place, index in enumerate(range(task.start, task.stop)):
             item = self._item(index)
             if isinstance(item, Failed):
                 failures[place] = Failure(index, names[place], item.reason)
+            elif item.note:
+                notes[place] = item.note
             values.append(None if isinstance(item, Failed) else item.value)
             labels.append(None if isinstance(item, Failed) else item.label)
         sound = next((v for i, v in enumerate(values) if i not in failures), None)
@@ -129,7 +138,7 @@ class Loader:
         for place in failures:
             values[place], labels[place] = sound, labels[stand_in]
         groups = self._groups(task, values, names, failures)
-        return Loaded(task, groups, names, labels, failures, time.perf_counter() - started)
+        return Loaded(task, groups, names, labels, failures, time.perf_counter() - started, notes)
 
     def _item(self, index: int) -> Item | Failed:
         """A sample; code of the user's may raise anything."""

@@ -24,7 +24,8 @@ from relprop.explainer import Explainer
 from relprop.io.files import printable
 from relprop.io.loading import imported
 from relprop.io.opening import method_options, open_inputs, output_key
-from relprop.io.sources import Source
+from relprop.io.pictures import is_heif, require_heif
+from relprop.io.sources import Numbered, Source
 
 __all__ = [
     "Prepared",
@@ -77,6 +78,8 @@ def prepare(spec: JobSpec, device: str | None = None) -> Prepared:
     threads = _threads(spec)
     loader, explaining = opened(spec, device)
     source, model = loader.source, explaining.model
+    if not isinstance(source.names, Numbered):
+        require_heif([name for name in source.names if is_heif(name)])
     example = _example(loader, spec.target == "label")
     trial = explaining.probe(example)
     identity = identity_of(spec, model, source, example, str(explaining.explainer.plan))

@@ -23,7 +23,7 @@ from relprop.batch.worker import Tally, Worker
 from relprop.errors import FileFormatError, RelpropError
 from relprop.io.files import printable
 
-__all__ = ["run_ray"]
+__all__ = ["require_ray", "run_ray"]
 
 
 def run_ray(spec: JobSpec, manifest: Manifest, folder: Path, status: Status, stop: Stop) -> Tally:
@@ -32,7 +32,7 @@ def run_ray(spec: JobSpec, manifest: Manifest, folder: Path, status: Status, sto
     Ray starts actors that die again, and repeats what they were at.  Once `stop` is asked the
     actors end, and what they were at is left to the next run.
     """
-    ray = _ray()
+    ray = require_ray()
     threads = int(manifest.environment["threads"])
     began = not ray.is_initialized()
     if began:
@@ -60,7 +60,8 @@ def run_ray(spec: JobSpec, manifest: Manifest, folder: Path, status: Status, sto
     return tally
 
 
-def _ray() -> Any:
+def require_ray() -> Any:
+    """The module ray, or an error that says how to get it."""
     try:
         import ray
         import ray.data
@@ -72,11 +73,18 @@ def _ray() -> Any:
 def _begin(ray: Any, processors: int) -> None:
     """Join the cluster that the environment names, or start one here."""
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:  # "local": else Ray joins what was ever started on this machine
+        cores = max(os.cpu_count() or 1, processors)
+        ray.init("local", num_cpus=cores, include_dashboard=False, **quiet)
         return
-    cores = max(os.cpu_count() or 1, processors)
-    ray.init(num_cpus=cores, include_dashboard=False, **quiet)
+    try:
+        ray.init(address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RelpropError(
+            f"RAY_ADDRESS {printable(address)}: {printable(error)}; start that cluster ('ray "
+            "start'), give this process its token if it wants one, or unset RAY_ADDRESS"
+        ) from error
 
 
 def _rows(ray: Any, spec: JobSpec, manifest: Manifest, threads: int) -> Any:

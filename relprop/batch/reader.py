@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bisect
+import operator
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -30,7 +32,9 @@ class Job(Dataset[dict[str, Any]]):
 
     `job[i]` is a dict: `index` (the sample's place in the data set), `name`, `relevance`, `target`,
     `score`, `prediction` and `label` (-1: none), `delta`, and `position` after `--reduce topk`.
-    `job[a:b]` is a dict of the same keys for all of them, tensors stacked where their shapes allow.
+    `job[a:b]`, and `job[[3, 1]]`, is a dict of the same keys for all of them, tensors stacked where
+    their shapes allow.  `job["score"]` is one of these columns alone, `job["a.png"]` the
+    explanation of the sample of that name.
     Samples that failed are left out; `job.failures()` has them.
 
     Attributes:
@@ -55,9 +59,16 @@ class Job(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, place: Any) -> dict[str, Any]:
+    def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return self._slice(*place.indices(len(self)))
+        if isinstance(place, str):
+            return self._named(place)
+        if isinstance(place, Sequence | Tensor | np.ndarray) and len(np.shape(place)):
+            wanted: Any = np.asarray(place) if len(place) else []  # a mask, too
+            places = np.arange(len(self))[wanted].tolist()
+            return _joined([self._slice(i, i + 1, 1) for i in places])
+        place = operator.index(place)  # a tensor, too
         if not -len(self) <= place < len(self):
             raise IndexError(f"{place}: {printable(self.folder)} holds {len(self)} explanations")
         place = place % len(self) if place < 0 else place
@@ -98,6 +109,24 @@ class Job(Dataset[dict[str, Any]]):
                 return (self._ends[at - 1] if at else 0) + row
         raise InputError(f"{printable(self.folder)}: holds no explanation of sample {index}")
 
+    def _named(self, word: str) -> Any:
+        """A column, or else the explanation of the sample of that name.
+
+        Raises:
+            KeyError: there is neither.
+        """
+        for at, shard in enumerate(self.shards):
+            reader = self._reader(shard)
+            if word in _columns(reader):
+                return self._slice(0, len(self), 1, word)[word]
+            if word in (names := reader.names()):
+                return self[(self._ends[at - 1] if at else 0) + names.index(word)]
+        known = ", ".join(_columns(self._reader(self.shards[0]))) if self.shards else "none yet"
+        raise KeyError(
+            f"{printable(self.folder)}: no column, and no explained sample, is named "
+            f"{printable(word)!r}; the columns are {known}"
+        )
+
     def _reader(self, shard: int) -> Reader:
         if shard not in self._open:
             self._open[shard] = open_shard(self.folder, self.manifest, shard)
@@ -106,7 +135,7 @@ class Job(Dataset[dict[str, Any]]):
         self._open.move_to_end(shard)
         return self._open[shard]
 
-    def _slice(self, start: int, stop: int, step: int) -> dict[str, Any]:
+    def _slice(self, start: int, stop: int, step: int, only: str | None = None) -> dict[str, Any]:
         if step != 1:
             return _joined([self._slice(i, i + 1, 1) for i in range(start, stop, step)])
         parts = []
@@ -114,7 +143,10 @@ class Job(Dataset[dict[str, Any]]):
         while start < stop:
             base = self._ends[at - 1] if at else 0
             end = min(stop, self._ends[at])
-            parts.append(_rows(self._reader(self.shards[at]), start - base, end - base))
+            reader = self._reader(self.shards[at])
+            names = _columns(reader) if only is None else [only]
+            rows = start - base, end - base
+            parts.append({name: _column(reader, name, *rows) for name in names})
             start, at = end, at + 1
         return _joined(parts)
 
@@ -140,22 +172,20 @@ def open_job(path: str | os.PathLike[str]) -> Job:
     return Job(folder, read_manifest(folder))
 
 
-def _rows(reader: Reader, start: int, stop: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"index": _part(reader, "index", start, stop)}
-    found["name"] = reader.names(start, stop)
-    if "relevance" in reader:
-        found["relevance"] = reader.relevance(start, stop)
-    for name in COLUMNS:
-        if name in reader:
-            found[name] = _part(reader, name, start, stop)
-    if "position" in found:  # a Parquet file's lists are flat
-        found["position"] = found["position"].reshape(found["relevance"].shape)
-    return found
+def _columns(reader: Reader) -> list[str]:
+    return ["index", "name", *(name for name in ("relevance", *COLUMNS) if name in reader)]
 
 
-def _part(reader: Reader, name: str, start: int, stop: int) -> Tensor:
+def _column(reader: Reader, name: str, start: int, stop: int) -> Any:
+    if name == "name":
+        return reader.names(start, stop)
+    if name == "relevance":
+        return reader.relevance(start, stop)
     array = reader.array(name)[start:stop]
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    part = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    if name == "position":  # a Parquet file's lists are flat
+        return part.reshape(np.shape(reader.relevance(start, stop)))
+    return part
 
 
 def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:

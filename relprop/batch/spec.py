@@ -60,6 +60,13 @@ class JobSpec:
         "data", "divided by, each channel's", type=words.spread, metavar="S[,S,S]"
     )
     channels: int | None = _of("data", "of image files: grey or RGB", type=int, choices=(1, 3))
+    background: str = _of(
+        "data",
+        "what transparent pixels lie on, a name or #rrggbb (%(default)s)",
+        "white",
+        type=words.colour,
+        metavar="COLOUR",
+    )
     labels: str | None = _of(
         "data",
         "for images a CSV file of lines name,label, or 'folders': the sub-folder they lie in; "

@@ -17,6 +17,7 @@ __all__ = ["Status", "Stop", "closing", "stages"]
 
 TERMINAL_SECONDS = 0.2
 LOG_SECONDS = 30.0
+REMEMBERED = 100_000
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -68,6 +69,7 @@ class Status:
         self.total, self.quiet, self.workers = total, quiet, workers
         self.terminal = self.stream.isatty()
         self.done = 0
+        self._said: set[str] = set()
         self._busy: dict[int, dict[str, float]] = {}
         self._started = self._drawn = time.monotonic()
 
@@ -84,7 +86,11 @@ class Status:
             self.stream.flush()
 
     def line(self, text: str) -> None:
-        """Print a line."""
+        """Print a line, once: a shard that several workers try in turn fails for one reason."""
+        if text in self._said:
+            return
+        if len(self._said) < REMEMBERED:
+            self._said.add(text)
         self.clear()
         print(f"relprop: {text}", file=self.stream, flush=True)
 

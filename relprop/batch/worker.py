@@ -141,8 +141,8 @@ class Worker:
             busy["explain"] += time.perf_counter() - started
             busy["read"] += loaded.seconds
             busy["write"] = sink.busy
-            for failure in failures:
-                self.report.line(located(failure))
+            for line in [*loaded.remarks(), *map(located, failures)]:
+                self.report.line(line)
             sink.put(loaded.task, rows, failures)
             count = loaded.task.stop - loaded.task.start
             self.tally.samples += count

@@ -58,8 +58,9 @@ written to --out
                          convergence_delta; beside them prediction and label (-1: none); with
                          inputs of several shapes one tensor an input, for safetensors alone;
                          after --top K with an axis of K targets after the inputs'
-  summary.csv            a line for each input, also for those that failed
+  summary.csv            a line for each input; those that failed last, with the reason
   heatmaps/              the input beside its heatmap, for inputs that are images
+  sheet.png              the first 20 of them with class, score and a colour bar (needs Matplotlib)
 
 exit status  0 all explained   1 some inputs failed, each a line on standard error
              2 nothing could be done
@@ -154,6 +155,12 @@ def _add_explain(command: argparse.ArgumentParser) -> None:
         default=100,
         metavar="N",
         help="draw at most N, 0 for none (%(default)s)",
+    )
+    group.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="names of the classes, for titles: one a line, or JSON such as ImageNet's "
+        "(shipped models: their own)",
     )
     _add_debug(group)
     _add(command, "job")

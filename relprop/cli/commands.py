@@ -24,8 +24,9 @@ from relprop.cli.output import Results, table
 from relprop.cli.progress import Progress
 from relprop.cli.training import run_train
 from relprop.errors import InputError, ModelError
-from relprop.io.files import printable
-from relprop.io.opening import open_inputs
+from relprop.io.classes import class_names
+from relprop.io.files import listed, printable
+from relprop.io.opening import open_inputs, source_options
 from relprop.io.sources import Item, Source
 
 __all__ = ["COMMANDS", "check", "explain", "info"]
@@ -38,14 +39,15 @@ def explain(arguments: argparse.Namespace) -> int:
     if arguments.job:
         return jobs.run(arguments)
     jobs.require_job(arguments)
+    classes = class_names(arguments.classes, arguments.model)
     loader, explaining = opened(JobSpec.of(arguments), layers=arguments.layers)
     started = time.monotonic()
-    several = arguments.top is not None
-    with Results(Path(arguments.out), arguments.heatmaps, several) as results:
+    several, photo = arguments.top is not None, source_options(arguments).preprocess.undo
+    with Results(Path(arguments.out), arguments.heatmaps, several, photo, classes) as results:
         _run(loader, explaining, arguments, results)
         results.write(arguments.method, _facts(arguments, loader.source))
     if not arguments.quiet:
-        print(_report(results, arguments, time.monotonic() - started))
+        print(_report(results, arguments, loader.source, time.monotonic() - started))
     if results.failed:
         return 1 if results.explained else 2
     return 0
@@ -84,8 +86,8 @@ def _run(
             rows, failures = explaining(loaded)
             if rows is None and not results.explained and loaded.groups:
                 _require_sense(explaining, loaded)
-            for failure in failures:
-                progress.write(f"relprop: {located(failure)}")
+            for line in [*loaded.remarks(), *map(located, failures)]:
+                progress.write(f"relprop: {line}")
             results.add(loaded, rows, failures)
             progress.advance(loaded.task.stop - loaded.task.start)
     finally:
@@ -112,7 +114,7 @@ def _facts(arguments: argparse.Namespace, source: Source) -> dict[str, str]:
     }
 
 
-def _report(results: Results, arguments: argparse.Namespace, seconds: float) -> str:
+def _report(results: Results, arguments: argparse.Namespace, source: Source, seconds: float) -> str:
     lines = [table(results.rows), ""] if results.explained else []
     speed = f", {results.explained / seconds:.1f}/s" if seconds > 0 else ""
     lines.append(
@@ -122,9 +124,11 @@ def _report(results: Results, arguments: argparse.Namespace, seconds: float) -> 
     if results.labelled:
         share = results.correct / results.labelled
         lines.append(f"{share:.1%} of {results.labelled} labelled inputs predicted correctly")
+    if source.passed:
+        lines.append(f"no images, passed over: {listed(source.passed)}")
     files = ["summary.csv", *["relevance.safetensors"] * bool(results.explained)]
     if results.drawn:
-        files.append(f"{results.drawn} in heatmaps{os.sep}")
+        files += [f"{results.drawn} in heatmaps{os.sep}", results.sheet]
     lines.append(f"{arguments.out}: {', '.join(files)}")
     return "\n".join(lines)
 

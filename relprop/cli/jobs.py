@@ -44,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     """`relprop explain --job`."""
     if arguments.layers:
         raise InputError("--layers: a job keeps the relevance of the input; drop --layers or --job")
+    if arguments.classes is not None:
+        raise InputError("--classes: a job draws nothing that has titles; drop --classes or --job")
     return run_job(JobSpec.of(arguments))
 
 

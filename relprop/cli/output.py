@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,26 @@ from torch import Tensor
 from relprop import image
 from relprop.atomic import replacing
 from relprop.batch.loading import Loaded
+from relprop.batch.outputs import SetupError
 from relprop.batch.rows import Failure, Rows, little_endian
 from relprop.explanation import FORMAT, VERSION
+from relprop.image.colours import Pixels
 from relprop.tables import aligned
 
 __all__ = ["Results", "table"]
 
 SHOWN_ROWS = 20
 PICTURE_SIDE = 224
+SHEET_ROWS = 20
+SPANS = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+"""What pixels range over; the first that holds an image's values is drawn from black to white."""
+
+SLACK = 1e-4
 COLUMNS = (
-    "name", "label", "prediction", "target", "score", "relevance", "delta", "heatmap", "error"
+    "name", "label", "prediction", "target", "class", "score", "relevance", "delta", "heatmap",
+    "note", "error",
 )  # fmt: skip
+FILES_ONLY = ("heatmap", "note", "error")
 EXACT = ("label", "prediction", "target")
 
 
@@ -38,13 +49,22 @@ class Results(ExitStack):
     """Collects explanations and writes them into a folder when all are there.
 
     Args:
-        folder: made if need be; `relevance.safetensors`, `summary.csv` and `heatmaps/` are
-            replaced, other files left alone.
+        folder: made if need be; `relevance.safetensors`, `summary.csv`, `sheet.png` and
+            `heatmaps/` are replaced, other files left alone.
         heatmaps: how many inputs to draw at most.
         several: whether each input has several explained targets.
+        photo: gives an image's pixels as they were before they were normalised.
+        classes: the names of classes by their number; none of them, or all.
     """
 
-    def __init__(self, folder: Path, heatmaps: int, several: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        heatmaps: int,
+        several: bool,
+        photo: Callable[[Tensor], Tensor] = lambda value: value,
+        classes: Mapping[int, str] | None = None,
+    ) -> None:
         super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -54,6 +74,10 @@ class Results(ExitStack):
         self.labelled = 0
         self.drawn = 0
         self.rows: list[dict[str, str]] = []
+        self.sheet = ""
+        self._failed: list[dict[str, str]] = []
+        self._photo, self._classes = photo, classes or {}
+        self._strips: list[list[image.Panel]] = []
         self._names: list[str] = []
         self._heatmaps, self._several = heatmaps, several
         self._targets: list[Any] = []
@@ -61,22 +85,22 @@ class Results(ExitStack):
 
     def add(self, loaded: Loaded, rows: Rows | None, failures: list[Failure]) -> None:
         """Keep the explanations of a batch, draw heatmaps, note what failed."""
-        lines = {
-            failure.index: {"name": failure.name, "error": failure.reason} for failure in failures
-        }
         if rows is not None:
+            self._require_names(rows)
             for row, index in enumerate(rows.index.tolist()):
-                value = loaded.value(index - loaded.task.start)
-                lines[index] = self._line(rows, row, value)
+                place = index - loaded.task.start
+                line = self._line(rows, row, loaded.value(place))
+                self.rows.append({**line, "note": loaded.notes.get(place, "")})
                 self.explained += 1
             self._keep(rows)
         self.failed += len(failures)
-        self.rows += [lines[index] for index in sorted(lines)]
+        self._failed += [{"name": failure.name, "error": failure.reason} for failure in failures]
 
     def write(self, method: str, facts: dict[str, str]) -> None:
-        """Write the relevance file, with facts about the run in its metadata, and the summary.
+        """Write the relevance file, with facts about the run in its metadata, summary and sheet.
 
-        Where all inputs are of one shape, `relprop.Explanation.load` reads the relevance file.
+        In the summary inputs that failed come last.  Where all inputs are of one shape,
+        `relprop.Explanation.load` reads the relevance file.
         """
         if self.explained:
             words = {"method": method, "single": True, "inputs": 1, "steps": []}
@@ -100,9 +124,22 @@ class Results(ExitStack):
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows([*self.rows, *self._failed])
         with replacing(self.folder / "summary.csv") as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
+        if self._strips and importlib.util.find_spec("matplotlib") is not None:
+            self.sheet = image.save_sheet(self._strips, self.folder / "sheet.png").name
+        elif self._strips:
+            self.sheet = "no sheet.png without Matplotlib: pip install 'relprop[figures]'"
+
+    def _require_names(self, rows: Rows) -> None:
+        """Names of other classes than the model's would be worse than none."""
+        output = rows.more["output"][0] if self._classes else None
+        if output is not None and set(self._classes) != set(range(len(output))):
+            raise SetupError(
+                f"--classes: {len(self._classes)} names, of classes {min(self._classes)} to "
+                f"{max(self._classes)}, for an output of {len(output)}; expected one name a class"
+            )
 
     def _keep(self, rows: Rows) -> None:
         columns, targets = rows.columns, rows.columns["target"]
@@ -138,9 +175,26 @@ class Results(ExitStack):
         return {
             "name": rows.names[row],
             **{key: self._exact(own[key]) for key in EXACT},
+            "class": "; ".join(filter(None, self._class_names(own["target"]))),
             **{key: _floats(values) for key, values in scores.items()},
-            "heatmap": self._draw(rows.names[row], value, maps),
+            "heatmap": self._draw(rows.names[row], value, maps, own),
         }
+
+    def _class_names(self, target: Tensor) -> list[str]:
+        """The name of each target that is a class; empty words where there is none."""
+        numbers = target.reshape(-1).tolist() if self._several or not target.ndim else []
+        return [self._classes.get(number, "") for number in numbers]
+
+    def _titles(self, own: dict[str, Tensor]) -> list[str]:
+        """Class and score of each target."""
+        names, targets = self._class_names(own["target"]), self._exact(own["target"])
+        numbers = targets.split() if self._several else [targets]
+        words = [f"class {number}" if number else "output" for number in numbers]
+        named = [name or word for name, word in zip_longest(names, words, fillvalue="")]
+        return [
+            f"{word}\n{score:.4g}"
+            for word, score in zip(named, own["score"].reshape(-1).tolist(), strict=True)
+        ]
 
     def _exact(self, value: Tensor) -> str:
         """Whole numbers: a class, one of each target, or the position of an entry."""
@@ -149,14 +203,20 @@ class Results(ExitStack):
             return "" if numbers == -1 else str(numbers)
         return " ".join(map(str, numbers)) if self._several else str(tuple(numbers))
 
-    def _draw(self, name: str, value: Tensor, maps: Tensor) -> str:
+    def _draw(self, name: str, value: Tensor, maps: Tensor, own: dict[str, Tensor]) -> str:
         if self.drawn >= self._heatmaps or not _is_image(maps[0]):
             return ""
         # The position keeps names apart; only plain characters of the input's name are kept, so
         # that no name leads out of the folder.
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[-80:]
         path = f"heatmaps/{self.explained:05d}-{stem}.png"
-        _save_heatmap(self.folder / path, value, maps)
+        pictures = _pictures(self._photo(value.detach().cpu()), maps)
+        _save_heatmap(self.folder / path, pictures)
+        if self.drawn < SHEET_ROWS:
+            label = int(own["label"])
+            titles = [name, self._classes.get(label, f"label {label}")][: 1 + (label >= 0)]
+            every = zip(["\n".join(titles), *self._titles(own)], pictures, strict=True)
+            self._strips.append([image.Panel(title, image.shrunk(one)) for title, one in every])
         self.drawn += 1
         return path
 
@@ -202,25 +262,29 @@ def _is_image(tensor: Tensor) -> bool:
     return tensor.ndim == 3 and tensor.shape[0] in (1, 3) and tensor.numel() > 0
 
 
-def _save_heatmap(path: Path, value: Tensor, maps: Tensor) -> None:
-    """The input and its heatmaps side by side, small ones enlarged to a readable size."""
-    value = value.detach().cpu()
-    low, high = float(value.min()), float(value.max())
-    shown = image.grey(value.unsqueeze(0), low, high if high > low else low + 1.0)
-    pictures = np.concatenate([shown, image.heatmap(maps)])
+def _pictures(photo: Tensor, maps: Tensor) -> Pixels:
+    """The input and its heatmaps."""
+    low, high = float(photo.min()), float(photo.max())
+    inside = (s for s in SPANS if s[0] - SLACK <= low and high <= s[1] + SLACK)
+    low, high = next(inside, (low, high if high > low else low + 1.0))
+    return np.concatenate([image.grey(photo.unsqueeze(0), low, high), image.heatmap(maps)])
+
+
+def _save_heatmap(path: Path, pictures: Pixels) -> None:
+    """Pictures side by side, small ones enlarged to a readable size."""
     scale = max(1, PICTURE_SIDE // max(pictures.shape[1:3]))
     enlarged = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
     image.save_png(path, image.grid(enlarged, columns=len(pictures), pad=4))
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
-    """The first rows of the summary that were explained, in aligned columns."""
-    columns = [c for c in COLUMNS if c not in ("heatmap", "error")]
-    explained = [row for row in rows if not row.get("error")]
-    shown = [[_cut(row[c]) for c in columns] for row in explained[:SHOWN_ROWS]]
+    """The first rows of what was explained, in aligned columns."""
+    named = any(row["class"] for row in rows[:SHOWN_ROWS])
+    columns = [c for c in COLUMNS if c not in FILES_ONLY and (c != "class" or named)]
+    shown = [[_cut(row[c]) for c in columns] for row in rows[:SHOWN_ROWS]]
     text = aligned([columns, *shown], len(columns) - 1)
-    if len(explained) > SHOWN_ROWS:
-        text.append(f"… {len(explained) - SHOWN_ROWS} more in summary.csv")
+    if len(rows) > SHOWN_ROWS:
+        text.append(f"… {len(rows) - SHOWN_ROWS} more in summary.csv")
     return "\n".join(text)
 
 

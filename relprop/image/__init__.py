@@ -1,7 +1,7 @@
 """Relevance as pictures: symmetric normalisation, the colour map, grids, PNG files, figures.
 
 Arrays in, arrays out (torch tensors are taken too); nothing but NumPy is needed up to `save_png`.
-`heatmap_figure` needs Matplotlib, which comes with `pip install 'relprop[figures]'`.
+`heatmap_figure` and `save_sheet` need Matplotlib: `pip install 'relprop[figures]'`.
 
 Imports `errors` and `atomic`.
 """
@@ -17,8 +17,10 @@ from relprop.image.colours import (
 )
 from relprop.image.figure import heatmap_figure
 from relprop.image.png import grid, save_png
+from relprop.image.sheet import Panel, save_sheet, shrunk
 
 __all__ = [
+    "Panel",
     "colours",
     "fade",
     "grey",
@@ -28,5 +30,7 @@ __all__ = [
     "legend",
     "normalise",
     "save_png",
+    "save_sheet",
+    "shrunk",
     "sum_channels",
 ]

@@ -66,9 +66,9 @@ def heatmap_figure(
     _check_groups("row_groups", row_groups, len(rows))
     _check_groups("column_groups", column_groups, len(columns))
     pictures = _pictures(rows, columns, inputs, faint, low, high)
-    figure, axes = _canvas()
+    figure, axes = canvas("heatmap_figure")
     height, text = pictures.shape[2] / pictures.shape[3], CELL_INCHES / cell_inches
-    layout = _Layout(
+    layout = Layout(
         lefts=_edges(column_groups or [("", len(columns))], 1, 0, COLUMN_GROUP_GAP),
         tops=_tops(row_groups or [("", len(rows))], height, text),
         height=height,
@@ -77,7 +77,7 @@ def heatmap_figure(
     labels = [input_label, *(label for label, _ in rows)]
     _draw_cells(axes, layout, pictures, labels)
     _draw_headings(axes, layout, columns, row_groups, column_groups)
-    _draw_legend(axes, layout, faint is not None and bool(np.asarray(faint).any()))
+    draw_legend(axes, layout, faint is not None and bool(np.asarray(faint).any()))
     axes.set(xlim=(0, layout.width), ylim=(layout.bottom, 0), aspect="auto")
     figure.set_size_inches(layout.width * cell_inches, layout.bottom * cell_inches)
     return save_figure(figure, path, dpi)
@@ -131,7 +131,7 @@ def _marks(faint: Array, rows: int, columns: int) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """Left edges of columns, top edges of rows (the inputs' first), and a cell's height.
 
     `text` is what text takes of a cell, in units of what it takes of one of `CELL_INCHES`.
@@ -165,13 +165,13 @@ def _tops(groups: Groups, height: float, text: float) -> tuple[float, ...]:
     return (0.0, *_edges(groups, height, below_inputs, heading))
 
 
-def _canvas() -> tuple[Figure, Axes]:
+def canvas(caller: str) -> tuple[Figure, Axes]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RelpropError(
-            "image.heatmap_figure needs Matplotlib: pip install 'relprop[figures]'."
+            f"image.{caller} needs Matplotlib: pip install 'relprop[figures]'."
         ) from error
     # Not pyplot: it would open windows and keep every figure alive.
     figure = Figure()
@@ -181,25 +181,23 @@ def _canvas() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _show(
-    axes: Axes, picture: Pixels, left: float, top: float, width: float, height: float
-) -> None:
+def show(axes: Axes, picture: Pixels, left: float, top: float, width: float, height: float) -> None:
     sharp = picture.repeat(SHARPNESS, axis=0).repeat(SHARPNESS, axis=1)
     box = (left, left + width, top + height, top)
     axes.imshow(sharp, extent=box, interpolation="none", aspect="auto", clip_on=False)
 
 
-def _draw_cells(axes: Axes, layout: _Layout, pictures: Pixels, labels: Sequence[str]) -> None:
+def _draw_cells(axes: Axes, layout: Layout, pictures: Pixels, labels: Sequence[str]) -> None:
     for top, label, row in zip(layout.tops, labels, pictures, strict=True):
         middle = top + layout.height / 2
         axes.text(-0.12 * layout.text, middle, label, ha="right", va="center", **FONT)
         for left, picture in zip(layout.lefts, row, strict=True):
-            _show(axes, picture, left, top, 1, layout.height)
+            show(axes, picture, left, top, 1, layout.height)
 
 
 def _draw_headings(
     axes: Axes,
-    layout: _Layout,
+    layout: Layout,
     columns: Sequence[str],
     row_groups: Groups,
     column_groups: Groups,
@@ -222,11 +220,11 @@ def _draw_headings(
         start += count
 
 
-def _draw_legend(axes: Axes, layout: _Layout, faint: bool) -> None:
+def draw_legend(axes: Axes, layout: Layout, faint: bool) -> None:
     """The colour scale under the figure, from R_i << 0 to R_i >> 0, and a note on faint maps."""
     length, thickness = 2.5 * layout.text, 0.18 * layout.text
     left, top = (layout.width - length) / 2, layout.bottom + 0.3 * layout.text
-    _show(axes, legend(thickness=1), left, top, length, thickness)
+    show(axes, legend(thickness=1), left, top, length, thickness)
     middle = top + thickness / 2
     axes.text(left - 0.1 * layout.text, middle, r"$R_i \ll 0$", ha="right", va="center", **FONT)
     axes.text(

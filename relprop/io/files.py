@@ -5,27 +5,23 @@ Nothing is unpickled.  Every failure is a `FileFormatError` of one sentence that
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 
 from relprop.errors import FileFormatError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
     "PICKLED_SUFFIXES",
     "check_zip",
-    "load_image",
+    "listed",
     "open_npy",
     "open_npz",
     "printable",
@@ -42,8 +38,6 @@ MAX_BYTES = 4 * 1024**3
 PICKLED_SUFFIXES = frozenset((".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"))
 
 MAX_MEMBERS = 10_000
-IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
 def printable(text: object, limit: int = 300) -> str:
@@ -51,6 +45,12 @@ def printable(text: object, limit: int = 300) -> str:
     line = " ".join(str(text).split())
     line = "".join(c if c.isprintable() else "?" for c in line)
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def listed(names: Sequence[object], most: int = 10) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(printable, names[:most])) + more
 
 
 def require_file(path: Path) -> int:
@@ -80,54 +80,6 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except Exception as error:
         reason = printable(error) or type(error).__name__
         raise FileFormatError(f"{printable(path)}: not a readable {what} ({reason})") from None
-
-
-def load_image(
-    path: Path, max_pixels: int = MAX_PIXELS, stored: bytes | None = None
-) -> Image.Image:
-    """Decode one image file; its size is read from its header first.
-
-    With `stored` the file's content is these bytes, and `path` names it in messages alone.
-
-    Returns:
-        A Pillow image in mode L (grey, 16-bit grey scaled to 8) or RGB, transparency dropped.
-
-    Raises:
-        FileFormatError: missing, not an image, truncated, or of more than `max_pixels` pixels.
-        ImportError: Pillow is not installed.
-    """
-    from PIL import Image
-
-    if stored is None:
-        require_file(path)
-    opened = path if stored is None else io.BytesIO(stored)
-    guard = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None  # ours is checked instead, before anything is decoded
-    try:
-        with reading(path, "image"), Image.open(opened, formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise FileFormatError(
-                    f"{printable(path)}: {width} x {height} pixels, more than the cap of "
-                    f"{max_pixels:,}; raise it with --max-pixels if you trust the file"
-                )
-            if min(width, height) < 1:
-                raise FileFormatError(f"{printable(path)}: an image without pixels")
-            return _grey_or_rgb(image, path)
-    finally:
-        Image.MAX_IMAGE_PIXELS = guard
-
-
-def _grey_or_rgb(image: Image.Image, path: Path) -> Image.Image:
-    from PIL import Image
-
-    if image.mode in GREY_16_BIT:
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise FileFormatError(
-            f"{printable(path)}: pixels of 32 bits (mode {image.mode}); save it with 8 or 16"
-        )
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
 
 
 def _check_array(

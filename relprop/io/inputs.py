@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import textwrap
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
 from relprop import data
-from relprop.errors import FileFormatError, InputError, RelpropError
+from relprop.errors import FileFormatError, InputError
 from relprop.io.arrays import open_idx, open_numpy, open_safetensors
 from relprop.io.files import PICKLED_SUFFIXES, printable, require_file
 from relprop.io.labels import folder_labels, named_labels
+from relprop.io.pictures import IMAGE_SUFFIXES, is_image, require_pillow
 from relprop.io.preprocess import Preprocess
 from relprop.io.remote import named_dataset, open_url
-from relprop.io.sources import IMAGE_SUFFIXES, Numbered, Source, SourceOptions
+from relprop.io.sources import Labelled, Numbered, Source, SourceOptions
 from relprop.io.tables import is_arrow_folder, open_arrow_folder, open_parquet
 
 __all__ = ["DATA_HELP", "KINDS", "open_source"]
 
+SPLITS = "dataset_dict.json"
 MODULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 Opener = Callable[[Path, SourceOptions], Source]
@@ -68,11 +67,16 @@ def open_source(spec: str, options: SourceOptions) -> Source:
     return next(kind for kind in KINDS if kind.names(spec)).open(spec, options)
 
 
-def _file(title: str, suffixes: Collection[str], opener: Opener, several: bool = False) -> Kind:
-    """A kind of files, told by their suffix; without suffixes all that are left."""
+def _file(
+    title: str,
+    told: Collection[str] | Callable[[Path], bool],
+    opener: Opener,
+    several: bool = False,
+) -> Kind:
+    """A kind of files, told by their suffix or otherwise."""
 
     def names(spec: str) -> bool:
-        return not suffixes or Path(spec).suffix.lower() in suffixes
+        return told(Path(spec)) if callable(told) else Path(spec).suffix.lower() in told
 
     def opened(spec: str, options: SourceOptions) -> Source:
         path = Path(spec)
@@ -108,7 +112,7 @@ def _data_set(spec: str, options: SourceOptions) -> Source:
     if options.labels is not None or options.preprocess != Preprocess():
         raise InputError(
             f"{name}: a data set brings its own labels and normalisation; drop --labels, --mean, "
-            "--std, --resize and --crop"
+            "--std, --resize, --crop and --background"
         )
     if split not in ("sample", "test", "train"):
         raise InputError(
@@ -122,18 +126,30 @@ def _data_set(spec: str, options: SourceOptions) -> Source:
 
 
 def _folder(folder: Path, options: SourceOptions) -> Source:
-    paths = []
-    for parent, folders, files in os.walk(folder):
+    if (folder / SPLITS).is_file():
+        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+        raise InputError(
+            f"{printable(folder)}: a data set of several splits; name one: "
+            f"{printable(', '.join(str(folder / split) for split in splits))}"
+        )
+    paths, passed = [], []
+
+    def unreadable(error: OSError) -> None:
+        passed.append(f"{Path(error.filename).relative_to(folder)} ({error.strerror})")
+
+    for parent, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        paths += [
-            Path(parent, file)
-            for file in sorted(files)
-            if Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
-        ]
+        links = [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
+        passed += [f"{link.relative_to(folder)} (a link to a folder)" for link in links]
+        for path in (Path(parent, file) for file in sorted(files) if not file.startswith(".")):
+            if is_image(path):
+                paths.append(path)
+            else:
+                passed.append(str(path.relative_to(folder)))
     if not paths:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
         raise FileFormatError(f"{printable(folder)}: no image files in this folder ({kinds})")
-    return _images(paths, folder, options, printable(folder))
+    return replace(_images(paths, folder, options, printable(folder)), passed=passed)
 
 
 def _image(path: Path, options: SourceOptions) -> Source:
@@ -141,8 +157,7 @@ def _image(path: Path, options: SourceOptions) -> Source:
 
 
 def _images(paths: list[Path], root: Path, options: SourceOptions, title: str) -> Source:
-    if importlib.util.find_spec("PIL") is None:
-        raise RelpropError("reading image files needs Pillow: pip install 'relprop[figures]'")
+    require_pillow()
     names = [path.relative_to(root).as_posix() for path in paths]
     labels: Sequence[int | None] | None = None
     if options.labels == "folders":
@@ -150,8 +165,9 @@ def _images(paths: list[Path], root: Path, options: SourceOptions, title: str) -
     elif options.labels is not None:
         labels = named_labels(Path(options.labels), names)
 
-    def read(index: int) -> Tensor:
-        return options.preprocess.load(paths[index], options.max_pixels)
+    def read(index: int) -> Labelled:
+        value, note = options.preprocess.read(paths[index], options.max_pixels)
+        return Labelled(value, note=note)
 
     return Source(title, [printable(name) for name in names], read, labels)
 
@@ -183,8 +199,8 @@ KINDS = (
     _file("a .npz file", (".npz",), open_numpy, several=True),
     _file("a .safetensors file", (".safetensors",), open_safetensors, several=True),
     _file("a .parquet file", (".parquet",), open_parquet, several=True),
-    _file("an image", IMAGE_SUFFIXES, _image),
-    _file("an IDX file", (), open_idx),
+    _file("an image", is_image, _image),
+    _file("an IDX file", lambda path: True, open_idx),
 )
 """Every kind of data; the first that a word names opens it."""
 

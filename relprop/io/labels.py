@@ -12,7 +12,7 @@ from relprop.data import read_idx
 from relprop.errors import FileFormatError, InputError
 from relprop.io.files import open_npy, printable, require_file
 
-__all__ = ["folder_labels", "listed_labels", "named_labels"]
+__all__ = ["folder_labels", "listed_labels", "named_labels", "text_lines"]
 
 MAX_TEXT_BYTES = 256 * 1024**2
 
@@ -30,7 +30,7 @@ def folder_labels(names: Sequence[str]) -> list[int]:
 def named_labels(path: Path, names: Sequence[str]) -> list[int | None]:
     """Labels from lines `file name,label` of a CSV file; None for a name that it does not list."""
     labels: dict[str, int] = {}
-    for number, row in enumerate(csv.reader(_lines(path)), start=1):
+    for number, row in enumerate(csv.reader(text_lines(path)), start=1):
         if not row:
             continue
         try:
@@ -57,7 +57,7 @@ def listed_labels(path: Path, count: int) -> list[int]:
         array = np.asarray(open_npy(path))
     elif suffix in (".txt", ".csv"):
         try:
-            array = np.array([int(line) for line in _lines(path) if line.strip()])
+            array = np.array([int(line) for line in text_lines(path) if line.strip()])
         except ValueError as error:
             raise InputError(
                 f"{printable(path)}: expected one whole number a line ({printable(error)})"
@@ -73,10 +73,11 @@ def listed_labels(path: Path, count: int) -> list[int]:
     return [int(label) for label in array]
 
 
-def _lines(path: Path) -> list[str]:
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file of a sane size.  Raises: FileFormatError."""
     if require_file(path) > MAX_TEXT_BYTES:
-        raise FileFormatError(f"{printable(path)}: too large for a list of labels")
+        raise FileFormatError(f"{printable(path)}: too large for a list of words")
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{printable(path)}: not a text file ({printable(error)})") from None

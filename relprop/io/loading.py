@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from relprop import models
 from relprop.errors import FileFormatError, InputError
-from relprop.io.files import PICKLED_SUFFIXES, check_zip, printable, require_file
+from relprop.io.files import PICKLED_SUFFIXES, check_zip, listed, printable, require_file
 
 __all__ = ["imported", "load_model", "require_trust"]
 
@@ -107,13 +107,13 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     shared = {id(model.state_dict(keep_vars=True)[key]) for key in state}
     absent = [k for k in missing if id(model.state_dict(keep_vars=True)[k]) not in shared]
     if absent:
-        raise FileFormatError(f"{printable(path)}: lacks {_some(absent)} of the model")
+        raise FileFormatError(f"{printable(path)}: lacks {listed(absent, 3)} of the model")
 
 
 def _check_state(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     unknown = [key for key in state if key not in expected]
     if unknown:
-        raise FileFormatError(f"{printable(path)}: holds {_some(unknown)}, not of this model")
+        raise FileFormatError(f"{printable(path)}: holds {listed(unknown, 3)}, not of this model")
     for key, tensor in state.items():
         if tensor.shape != expected[key].shape:
             raise FileFormatError(
@@ -122,11 +122,6 @@ def _check_state(path: Path, state: dict[str, Tensor], expected: dict[str, Tenso
             )
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise FileFormatError(f"{printable(path)}: {printable(key)} holds NaN or Inf")
-
-
-def _some(names: list[str]) -> str:
-    shown = printable(", ".join(names[:3]))
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def require_trust(spec: str, trust: bool, option: str, what: str) -> None:

@@ -17,7 +17,7 @@ from relprop.io.sources import Source, SourceOptions
 
 __all__ = ["chosen_device", "method_options", "open_inputs", "output_key", "source_options"]
 
-PREPROCESSING = ("resize", "crop", "mean", "std", "channels")
+PREPROCESSING = ("resize", "crop", "mean", "std", "channels", "background")
 
 
 def open_inputs(options: Any) -> tuple[nn.Module, Source, torch.device]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from relprop.errors import FileFormatError, InputError
-from relprop.io.files import load_image, printable
+from relprop.io.files import printable
+from relprop.io.pictures import load_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,6 +32,7 @@ class Preprocess:
         mean, std: one number, or one a channel; None leaves values as they are.
         channels: 1 (grey) or 3 (RGB), for image files.
         only_bytes: leave data that are floating point already as they are.
+        background: the colour that transparent pixels of image files are laid on.
     """
 
     resize: Size | None = None
@@ -39,18 +41,23 @@ class Preprocess:
     std: tuple[float, ...] | None = None
     channels: int = 3
     only_bytes: bool = False
+    background: str = "white"
 
     def load(self, path: Path, max_pixels: int, stored: bytes | None = None) -> Tensor:
-        """Read an image, float32 `[channels, height, width]`, from a file.
+        """Read an image, float32 `[channels, height, width]`, from a file; see `read`."""
+        return self.read(path, max_pixels, stored)[0]
+
+    def read(self, path: Path, max_pixels: int, stored: bytes | None = None) -> tuple[Tensor, str]:
+        """An image, float32 `[channels, height, width]`, and what `load_image` notes of its file.
 
         With `stored` the file's content is these bytes, and `path` names it in messages alone.
         """
-        image = load_image(path, max_pixels, stored)
+        image, note = load_image(path, max_pixels, stored, self.background)
         image = self._crop(self._resize(image, path, max_pixels), path)
         image = image.convert("L" if self.channels == 1 else "RGB")
         pixels = torch.from_numpy(np.array(image))
         pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-        return self.normalise(pixels)
+        return self.normalise(pixels), note
 
     def normalise(self, values: Tensor, axis: int = 0) -> Tensor:
         """Bytes become float32 in [0, 1]; then mean and std, on an axis of `values`: 0, 1."""
@@ -62,9 +69,21 @@ class Preprocess:
             return values
         if not values.is_floating_point():
             raise InputError("--mean and --std: the data are whole numbers; expected pixels")
-        mean = self._statistic("--mean", self.mean or (0.0,), values, axis)
-        std = self._statistic("--std", self.std or (1.0,), values, axis)
+        mean, std = self._statistics(values, axis)
         return (values - mean) / std
+
+    def undo(self, values: Tensor) -> Tensor:
+        """What an input was before mean and std: on [0, 1] what was bytes."""
+        if self.mean is None and self.std is None:
+            return values
+        mean, std = self._statistics(values, 0)
+        return values * std + mean
+
+    def _statistics(self, values: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        return (
+            self._statistic("--mean", self.mean or (0.0,), values, axis),
+            self._statistic("--std", self.std or (1.0,), values, axis),
+        )
 
     def _statistic(
         self, option: str, numbers: tuple[float, ...], values: Tensor, axis: int

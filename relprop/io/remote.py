@@ -15,7 +15,8 @@ from torch import Tensor
 from relprop.errors import FileFormatError, InputError, RelpropError
 from relprop.io.files import printable
 from relprop.io.loading import imported
-from relprop.io.sources import IMAGE_SUFFIXES, Labelled, Numbered, Source, SourceOptions
+from relprop.io.pictures import IMAGE_SUFFIXES, require_pillow
+from relprop.io.sources import Labelled, Numbered, Source, SourceOptions
 
 __all__ = ["named_dataset", "open_url"]
 
@@ -42,11 +43,17 @@ def named_dataset(spec: str, options: SourceOptions) -> Source:
             "Dataset with a length, or a callable without arguments that returns one"
         ) from error
 
+    def scaled(value: Any) -> Any:
+        plain = options.preprocess.mean is None and options.preprocess.std is None
+        if plain or not isinstance(value, Tensor):
+            return value
+        return options.preprocess.normalise(value)
+
     def read(index: int) -> Any:
         item = dataset[index]
         if isinstance(item, tuple | list) and len(item) == PAIR and _is_label(item[1]):
-            return Labelled(item[0], int(item[1]))
-        return item
+            return Labelled(scaled(item[0]), int(item[1]))
+        return scaled(item)
 
     return Source(printable(spec), Numbered(printable(spec.partition(":")[2]), count), read)
 
@@ -81,7 +88,7 @@ def open_url(spec: str, options: SourceOptions, open_file: Callable[..., Source]
         folder = system.isdir(path)
         files = sorted(system.find(path)) if folder else []
     except ImportError as error:
-        raise RelpropError(f"{printable(spec)}: {printable(error)}") from None
+        raise RelpropError(f"{printable(spec)}: {printable(error)}: {_pip(spec)}") from None
     except Exception as error:
         raise _unreadable(spec, error) from None
     if not folder:
@@ -91,8 +98,9 @@ def open_url(spec: str, options: SourceOptions, open_file: Callable[..., Source]
         raise FileFormatError(f"{printable(spec)}: no image files in this folder")
     if options.labels is not None:
         raise InputError("--labels: not for a folder behind a URL")
+    require_pillow()
 
-    def read(index: int) -> Tensor:
+    def read(index: int) -> Labelled:
         file = images[index]
         try:
             if system.size(file) > options.max_bytes:
@@ -102,10 +110,25 @@ def open_url(spec: str, options: SourceOptions, open_file: Callable[..., Source]
             raise
         except Exception as error:
             raise _unreadable(file, error) from None
-        return options.preprocess.load(Path(file), options.max_pixels, stored)
+        value, note = options.preprocess.read(Path(file), options.max_pixels, stored)
+        return Labelled(value, note=note)
 
-    names = [printable(file.removeprefix(path).lstrip("/")) for file in images]
-    return Source(printable(spec), names, read)
+    def names(among: list[str]) -> list[str]:
+        return [printable(file.removeprefix(path).lstrip("/")) for file in among]
+
+    others = sorted(set(files) - set(images))
+    return Source(printable(spec), names(images), read, passed=names(others))
+
+
+def _pip(spec: str) -> str:
+    """The line that installs what a URL's protocol needs."""
+    from fsspec.registry import known_implementations
+
+    protocol = spec.partition("://")[0]
+    parts = str(known_implementations.get(protocol, {}).get("class", "")).split(".")
+    return (
+        f"pip install 'fsspec[{parts[2]}]'" if parts[0] == "fsspec" else f"pip install {parts[0]}"
+    )
 
 
 def _copied(system: Any, path: str, spec: str, options: SourceOptions) -> str:

@@ -16,11 +16,8 @@ from relprop.errors import FileFormatError, InputError
 from relprop.io.files import MAX_BYTES, MAX_PIXELS, printable
 from relprop.io.preprocess import Preprocess
 
-__all__ = ["IMAGE_SUFFIXES", "Failed", "Item", "Labelled", "Numbered", "Source", "SourceOptions"]
+__all__ = ["Failed", "Item", "Labelled", "Numbered", "Source", "SourceOptions"]
 
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
-)
 AS_IT_IS = Preprocess()
 
 
@@ -31,14 +28,16 @@ class Item:
     name: str
     value: Tensor
     label: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a source read that finds an input and its label together."""
+    """What a source read that finds more than an input: its label, a remark on what was read."""
 
     value: Any
-    label: int | None
+    label: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ class Source:
             that input's failure.
         labels: one an input, or None.
         read_slice: inputs `[start, stop)` together, `[stop - start, ...]`, where all lie in memory.
+        passed: what a folder holds beside its images, which are all that is explained.
     """
 
     title: str
@@ -105,6 +105,7 @@ class Source:
     read: Callable[[int], Any]
     labels: Sequence[int | None] | None = None
     read_slice: Callable[[int, int], Tensor] | None = None
+    passed: Sequence[str] = ()
 
     def item(self, index: int) -> Item | Failed:
         """One input, or why it cannot be read."""
@@ -113,9 +114,11 @@ class Source:
             value = self.read(index)
         except (FileFormatError, InputError) as error:
             return Failed(name, printable(error))
-        if isinstance(value, Labelled):
-            return Item(name, value.value, value.label)
-        return Item(name, value, None if self.labels is None else self.labels[index])
+        found = value if isinstance(value, Labelled) else Labelled(value)
+        label = found.label
+        if label is None and self.labels is not None:
+            label = self.labels[index]
+        return Item(name, found.value, label, found.note)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -20,6 +20,7 @@ from torch import Tensor
 from relprop.errors import FileFormatError, InputError, RelpropError
 from relprop.io.arrays import INPUT_NAMES, LABEL_NAMES, native
 from relprop.io.files import printable, reading, require_file
+from relprop.io.pictures import require_pillow
 from relprop.io.sources import Labelled, Numbered, Source, SourceOptions
 
 __all__ = ["is_arrow_folder", "open_arrow_folder", "open_parquet", "pyarrow_parquet"]
@@ -169,20 +170,20 @@ def _source(
 
     def read(index: int) -> Labelled:
         with reading(Path(title[index]), "cell"):
-            value = _value(cell(column, index), title[index], options)
+            value, note = _value(cell(column, index), title[index], options)
             own = None if label is None else cell(label, index).as_py()
-        return Labelled(value, None if own is None else int(own))
+        return Labelled(value, None if own is None else int(own), note)
 
     return Source(printable(path), title, read)
 
 
-def _value(scalar: Any, name: str, options: SourceOptions) -> Tensor:
-    """An image of stored bytes, or a number array of nested lists."""
+def _value(scalar: Any, name: str, options: SourceOptions) -> tuple[Tensor, str]:
+    """An image of stored bytes, with a note on it, or a number array of nested lists."""
     import pyarrow
 
     if not scalar.is_valid:
         raise FileFormatError(f"{name}: empty")
-    if isinstance(scalar, pyarrow.DictionaryScalar):
+    if isinstance(scalar, pyarrow.DictionaryScalar | pyarrow.ExtensionScalar):
         scalar = scalar.value
     kind = scalar.type
     if pyarrow.types.is_struct(kind) and "bytes" in [field.name for field in kind]:
@@ -193,8 +194,9 @@ def _value(scalar: Any, name: str, options: SourceOptions) -> Tensor:
             scalar = scalar.value
         kind = scalar.type
     if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
-        return options.preprocess.load(Path(name), options.max_pixels, scalar.as_py())
-    return options.preprocess.normalise(native(_nested(scalar, name)))
+        require_pillow()
+        return options.preprocess.read(Path(name), options.max_pixels, scalar.as_py())
+    return options.preprocess.normalise(native(_nested(scalar, name))), ""
 
 
 def _nested(scalar: Any, name: str) -> np.ndarray:

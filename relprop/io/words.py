@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["count", "count_or_zero", "list_of", "numbers", "option", "size", "spread", "target"]
+__all__ = [
+    "colour", "count", "count_or_zero", "list_of", "numbers", "option", "size", "spread", "target",
+]  # fmt: skip
 
 
 def list_of(convert: Callable[[str], Any], what: str) -> Callable[[str], tuple[Any, ...]]:
@@ -58,6 +60,21 @@ def size(text: str) -> tuple[int, ...]:
     if len(sides) > 2 or max(sides) > 65_535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a side, or height x width, like 224x320")
     return sides
+
+
+def colour(text: str) -> str:
+    """A colour that Pillow knows, by its name or as #rrggbb."""
+    try:
+        from PIL import ImageColor
+
+        ImageColor.getrgb(text)
+    except ImportError:
+        pass  # no picture is read without it either
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a colour, like white, #808080 or rgb(0,128,255)"
+        ) from None
+    return text
 
 
 def target(text: str) -> str | int | tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,33 @@ class TestReader:
         with pytest.raises(IndexError, match="holds 50"):
             opened[50]
         assert opened.find(33) == 33 and opened[17]["name"] == "x-00017"
+
+    @pytest.mark.parametrize("kind", ["safetensors", "parquet"])
+    def test_by_a_word_or_a_list(self, job: Runs, kind: str) -> None:
+        """A column, a sample by its name, some samples by their places or a mask."""
+        if kind == "parquet":
+            pytest.importorskip("pyarrow")
+        _, folder = job(format=kind, top=2, reduce="topk:5")
+        opened, whole = relprop.open_job(folder), everything(folder)
+        assert [*whole, "no"] == [*opened[0], "no"] and "position" in whole
+        for name, column in whole.items():
+            assert len(opened[name]) == COUNT
+            assert all(map(torch.equal, opened[name], column)) if name != "name" else (
+                opened["name"] == column
+            )  # fmt: skip
+        one = opened["x-00033"]
+        assert one["index"] == 33 and torch.equal(one["relevance"], whole["relevance"][33])
+        some = opened[[40, 2, -1]]
+        assert (
+            some["index"].tolist() == [40, 2, 49] == opened[np.array([40, 2, 49])]["index"].tolist()
+        )
+        assert torch.equal(some["relevance"], whole["relevance"][[40, 2, 49]])
+        assert opened[whole["index"] % 20 == 3]["index"].tolist() == [3, 23, 43]
+        assert opened[torch.tensor(7)]["name"] == "x-00007" and opened[[]] == {}
+        with pytest.raises(KeyError, match="'x-99999'; the columns are index, name, relevance"):
+            opened["x-99999"]
+        with pytest.raises(IndexError):
+            opened[[3, 50]]
 
     def test_as_a_torch_dataset(self, folder: Path) -> None:
         opened = relprop.open_job(folder)
@@ -295,6 +323,35 @@ class TestRefusals:
         with pytest.raises(RelpropError, match=re.escape(said)) as caught:
             job(**options)
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("package", "options", "line"),
+        [
+            ("ray", {"engine": "ray"}, "pip install 'relprop[ray]'"),
+            ("pyarrow", {"format": "parquet"}, "pip install 'relprop[parquet]'"),
+            ("pyarrow", {"data": "x.parquet"}, "pip install 'relprop[parquet]'"),
+            ("fsspec", {"data": "memory://x.npy"}, "pip install fsspec"),
+            ("s3fs", {"data": "s3://bucket/x.npy"}, "pip install s3fs"),
+            ("PIL", {"data": "x.png"}, "pip install 'relprop[figures]'"),
+        ],
+    )
+    def test_a_package_that_is_not_there(
+        self,
+        job: Runs,
+        package: str,
+        options: dict[str, Any],
+        line: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It is said, with what installs it, before a model is captured or a file begun."""
+        for name in ("x.parquet", "x.png"):
+            Path(name).write_bytes(b"anything")
+        for name in [package, *(n for n in sys.modules if n.startswith(f"{package}."))]:
+            monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.setattr("relprop.batch.explaining.Explaining.probe", None)
+        with pytest.raises(RelpropError, match=re.escape(line)):
+            job(**options)
+        assert not list(Path("job").rglob("*.json"))
 
     def test_a_lock_is_of_a_process(self, folder: Path, home: Path) -> None:
         lock = JobLock(folder)

@@ -174,6 +174,24 @@ def test_the_whole_job_killed(engine: str, home: Path, whole: Path) -> None:
     _require_same(spec, whole)
 
 
+@pytest.mark.parametrize("engine", _params("readers", "processes", "ray"))
+def test_ctrl_c_and_resumed(engine: str, home: Path, whole: Path) -> None:
+    """A terminal's SIGINT to the whole process group ends it with 130; the next run goes on."""
+    if engine == "ray":
+        pytest.importorskip("ray")
+    spec = _spec(home, "job", **ENGINES[engine])
+    job = Started(spec)
+    while job.running() and not list(job.folder.glob("shards/*/shard-*")):
+        time.sleep(0.005)
+    (process,) = job.processes
+    os.killpg(process.pid or 0, signal.SIGINT)
+    assert job.end() == {130}, job.log.read_text()
+    assert job.log.read_text() == ""  # it is quiet, and no part of it says anything
+    verdict = verify_job(home / "job")
+    assert not verdict.faults and 0 < verdict.explained < SAMPLES
+    _require_same(spec, whole)
+
+
 @pytest.mark.parametrize("engine", _params("readers", "processes", "ranks", "ray"))
 def test_a_worker_killed(engine: str, home: Path, whole: Path) -> None:
     """A reader, an explaining process, a rank, a Ray actor; the job itself lives on."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from relprop.batch.manifest import Manifest
+from relprop.batch.processes import _relay
 from relprop.batch.reduce import parse_reduction
 from relprop.batch.status import Status, Stop, stages
 from relprop.batch.summaries import Summaries, merged
@@ -147,6 +148,17 @@ class TestStatus:
         status.advance(100, {"read": 1.0, "explain": 18.0, "write": 2.0}, worker=1)
         text = status.text(20.0)
         assert text == "200/1000  10.0/s  read 5% explain 90% write 10%  0:01:20 left"
+
+    def test_a_line_of_several_workers_is_said_once(self) -> None:
+        """Each worker tries the shard that another could not write, and fails like it."""
+        status = Status(8, quiet=True, workers=3, stream=io.StringIO())
+        for rank in range(3):
+            _relay(("line", "shard-000001: cannot be written: no space left"), rank, status)
+            _relay(("line", "shard-000002: cannot be written: no space left"), rank, status)
+        assert status.stream.getvalue().splitlines() == [
+            "relprop: shard-000001: cannot be written: no space left",
+            "relprop: shard-000002: cannot be written: no space left",
+        ]
 
     def test_stages(self) -> None:
         assert stages({"read": 0.5, "explain": 2.0}, 2.0) == "read 25% explain 100%"

@@ -240,6 +240,25 @@ class TestTables:
         item = source.item(49)
         assert isinstance(item, Item) and item.label == 49
 
+    def test_hugging_face_images_arrays_and_splits(self, home: Path) -> None:
+        datasets = pytest.importorskip("datasets")
+        TestImages.folder(3)
+        files = [f"photos/{i}.png" for i in range(3)]
+        column = datasets.Image(), datasets.ClassLabel(names=["a", "b"])
+        kinds = datasets.Features(dict(zip(("image", "label"), column)))
+        saved = datasets.Dataset.from_dict({"image": files, "label": [0, 1, 1]}, features=kinds)
+        saved.select([2, 0]).save_to_disk("chosen")
+        source, plain = (open_source(name, SourceOptions()) for name in ("chosen", "photos"))
+        assert torch.equal(arrays(source), arrays(plain)[[2, 0]])
+        assert [item.label for item in source if isinstance(item, Item)] == [1, 0]
+        datasets.DatasetDict(train=saved, test=saved).save_to_disk("splits")
+        with pytest.raises(InputError, match="several splits; name one: splits/test, splits/train"):
+            open_source("splits", SourceOptions())
+        x = np.load("x.npy")[:3]
+        kinds = datasets.Features({"x": datasets.Array3D(x.shape[1:], "float32")})
+        datasets.Dataset.from_dict({"x": x}, features=kinds).save_to_disk("blocks")
+        assert torch.equal(arrays(open_source("blocks", SourceOptions())), torch.from_numpy(x))
+
     @pytest.mark.parametrize("name", ["../x.arrow", "/etc/passwd", "a/b.arrow", "x.pkl", 3])
     def test_paths_that_lead_out(self, home: Path, name: object) -> None:
         pytest.importorskip("pyarrow")

@@ -1,4 +1,4 @@
-"""How a job goes, on standard error: one line, redrawn on a terminal, repeated elsewhere."""
+"""How work goes, on standard error: one line, redrawn on a terminal, repeated elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
@@ -53,37 +53,53 @@ class Stop:
 
 
 class Status:
-    """Progress of a job.
+    """Progress of a job, or of anything that counts samples.
 
     Args:
-        total: samples of the job.
+        total: samples in all.
         quiet: no progress, only lines.
         workers: how many share the work, for the stages' shares.
         stream: where to; standard error.
+        logged: whether progress is told where there is no terminal, too.
     """
 
     def __init__(
-        self, total: int, quiet: bool, workers: int = 1, stream: TextIO | None = None
+        self,
+        total: int,
+        quiet: bool,
+        workers: int = 1,
+        stream: TextIO | None = None,
+        *,
+        logged: bool = True,
     ) -> None:
         self.stream = sys.stderr if stream is None else stream
-        self.total, self.quiet, self.workers = total, quiet, workers
+        self.total, self.workers = total, workers
         self.terminal = self.stream.isatty()
+        self.active = not quiet and (logged or self.terminal)
         self.done = 0
         self._said: set[str] = set()
         self._busy: dict[int, dict[str, float]] = {}
         self._started = self._drawn = time.monotonic()
+        if self.active and self.terminal:
+            self._draw(self._started)
 
-    def advance(self, samples: int, busy: dict[str, float], worker: int = 0) -> None:
-        """Count samples of a worker that are done."""
+    def advance(
+        self, samples: int, busy: Mapping[str, float] | None = None, worker: int = 0
+    ) -> None:
+        """Count samples of a worker that are done, its stages at work for so many seconds."""
         self.done += samples
-        self._busy[worker] = dict(busy)
+        self._busy[worker] = dict(busy or {})
         now = time.monotonic()
         pause = TERMINAL_SECONDS if self.terminal else LOG_SECONDS
-        if not self.quiet and now - self._drawn >= pause:
-            self._drawn = now
-            start, end = ("\r\033[K", "") if self.terminal else ("", "\n")
-            self.stream.write(f"{start}{self.text(now - self._started)}{end}")
-            self.stream.flush()
+        complete = self.terminal and self.done >= self.total
+        if self.active and (complete or now - self._drawn >= pause):
+            self._draw(now)
+
+    def _draw(self, now: float) -> None:
+        self._drawn = now
+        start, end = ("\r\033[K", "") if self.terminal else ("", "\n")
+        self.stream.write(f"{start}{self.text(now - self._started)}{end}")
+        self.stream.flush()
 
     def line(self, text: str) -> None:
         """Print a line, once: a shard that several workers try in turn fails for one reason."""
@@ -96,30 +112,26 @@ class Status:
 
     def clear(self) -> None:
         """Take the progress off the terminal's line."""
-        if self.terminal and not self.quiet:
+        if self.terminal and self.active:
             self.stream.write("\r\033[K")
             self.stream.flush()
 
     def text(self, seconds: float) -> str:
         """The line after so many seconds."""
         rate = self.done / max(seconds, 1e-9)
-        left = (self.total - self.done) / max(rate, 1e-9)
+        left = int((self.total - self.done) / max(rate, 1e-9)) if self.done else 0
         sums: dict[str, float] = {}
         for busy in self._busy.values():
             for stage, spent in busy.items():
                 sums[stage] = sums.get(stage, 0.0) + spent
-        shares = stages(sums, seconds * self.workers)
-        return f"{self.done}/{self.total}  {rate:.1f}/s  {shares}  {_clock(left)} left"
+        shares = f"{stages(sums, seconds * self.workers)}  " if sums else ""
+        clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        return f"{self.done}/{self.total}  {rate:.1f}/s  {shares}{clock} left"
 
 
 def stages(busy: dict[str, float], seconds: float) -> str:
     """What share of the time each stage was at work; they overlap."""
     return " ".join(f"{name} {spent / max(seconds, 1e-9):.0%}" for name, spent in busy.items())
-
-
-def _clock(seconds: float) -> str:
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def closing(tally: Tally, workers: int) -> str:

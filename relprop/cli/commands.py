@@ -17,11 +17,11 @@ from relprop.batch.loading import Loaded, Loader, windows
 from relprop.batch.outputs import SetupError, floating_dtype
 from relprop.batch.preparing import opened
 from relprop.batch.spec import JobSpec
+from relprop.batch.status import Status
 from relprop.batch.worker import located
 from relprop.cli import jobs
 from relprop.cli.evaluate import run_evaluate
 from relprop.cli.output import Results, table
-from relprop.cli.progress import Progress
 from relprop.cli.training import run_train
 from relprop.errors import InputError, ModelError
 from relprop.io.classes import class_names
@@ -80,14 +80,14 @@ def _run(
 ) -> None:
     total = min(len(loader.source), arguments.limit or len(loader.source))
     feed = Feed(loader, arguments.readers or 0, explaining.device.type == "cuda")
-    progress = Progress(total, arguments.quiet)
+    progress = Status(total, arguments.quiet, logged=False)
     try:
         for loaded in feed(windows(0, total, arguments.batch_size or BATCH_SIZE, 0)):
             rows, failures = explaining(loaded)
             if rows is None and not results.explained and loaded.groups:
                 _require_sense(explaining, loaded)
             for line in [*loaded.remarks(), *map(located, failures)]:
-                progress.write(f"relprop: {line}")
+                progress.line(line)
             results.add(loaded, rows, failures)
             progress.advance(loaded.task.stop - loaded.task.start)
     finally:

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from relprop import data
-from relprop.cli.progress import Progress
+from relprop.batch.status import Status
 from relprop.data import Task
 from relprop.errors import InputError
 from relprop.io.opening import chosen_device
@@ -45,6 +46,10 @@ exit status  0 all trained to the accepted accuracy   1 some below it, or failed
 """
 
 
+SPLITS = ("train", "validation", "test")
+NOT_OF_A_PAIR = ("command", "architecture", "task", "jobs")
+
+
 def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command's arguments."""
     command = commands.add_parser(
@@ -57,44 +62,17 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     command.add_argument("architecture", help="see above")
     command.add_argument("task", help="see above")
-    recipe = Recipe()
-    command.add_argument("--seed", type=int, default=recipe.seed, help="(%(default)s)")
-    command.add_argument("--epochs", type=int, default=EPOCHS, help="most (%(default)s)")
-    command.add_argument("--batch-size", type=int, default=recipe.batch, help="(%(default)s)")
-    command.add_argument("--lr", type=float, default=recipe.rate, help="at first (%(default)s)")
-    command.add_argument(
-        "--patience",
-        type=int,
-        default=recipe.patience,
-        help="stop after so many epochs without a gain, once accepted (%(default)s)",
-    )
-    command.add_argument(
-        "--compile", action="store_true", help="through torch.compile; wants a C++ compiler"
-    )
-    command.add_argument(
-        "--mixed", action="store_true", help="products in bfloat16, weights in float32"
-    )
-    command.add_argument(
-        "--dropout-from",
-        metavar="EPOCH",
-        type=int,
-        default=recipe.dropout_from,
-        help="the first epoch with dropout (%(default)s)",
-    )
-    command.add_argument(
-        "--dropout-until",
-        metavar="EPOCH",
-        type=int,
-        default=recipe.dropout_until,
-        help="the last epoch with dropout; 0 for the end (%(default)s)",
-    )
-    command.add_argument(
-        "--start-from",
-        metavar="ARCHITECTURE",
-        default=recipe.start_from,
-        help="begin with what fits of its shipped weights for the task, as convolutions do; "
-        "channels that it has not begin at 0",
-    )
+    for field in fields(Recipe):
+        word = dict(field.metadata)
+        if word:
+            kind = (
+                {"action": "store_true"}
+                if field.default is False
+                else {"type": type(field.default)}
+            )
+            word |= {"dest": field.name, "default": field.default, **kind}
+            command.add_argument(_option(word.pop("option", field.name)), **word)
+    command.set_defaults(epochs=EPOCHS)
     command.add_argument("--data", metavar="FOLDER", help="where the data sets' files are")
     command.add_argument("--out", metavar="FOLDER", default="out/train", help="(%(default)s)")
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; cuda where it is")
@@ -113,7 +91,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             "and --threads of 0 (torch's default) or more"
         )
     compilers = os.environ.get("CXX", ""), "g++", "clang++"
-    if arguments.compile and not any(map(shutil.which, compilers)):
+    if arguments.compiled and not any(map(shutil.which, compilers)):
         raise InputError("--compile: no C++ compiler found (g++, clang++, $CXX); install one")
     pairs = _pairs(arguments)
     if len(pairs) > 1 and arguments.jobs > 1:
@@ -156,7 +134,9 @@ def _train(arguments: argparse.Namespace, name: str, task: str) -> int:
     if weights_path(folder).exists():
         print(f"{title}: trained already, {weights_path(folder)}")
         return 0
-    training = start(name, task, folder, _recipe(arguments, task), chosen_device(arguments.device))
+    asked = {f.name: getattr(arguments, f.name) for f in fields(Recipe) if f.metadata}
+    recipe = Recipe(**asked, accepted=ACCEPTED[task])
+    training = start(name, task, folder, recipe, chosen_device(arguments.device))
     splits = {split: data.task(task, split, arguments.data) for split in SPLITS}
     facts = _with_progress(training, splits, title, arguments.quiet)
     low = "" if facts["accepted"] else f", below the accepted {ACCEPTED[task]}"
@@ -169,30 +149,11 @@ def _train(arguments: argparse.Namespace, name: str, task: str) -> int:
     return 0 if facts["accepted"] else 1
 
 
-SPLITS = ("train", "validation", "test")
-
-
-def _recipe(arguments: argparse.Namespace, task: str) -> Recipe:
-    return Recipe(
-        seed=arguments.seed,
-        epochs=arguments.epochs,
-        batch=arguments.batch_size,
-        rate=arguments.lr,
-        accepted=ACCEPTED[task],
-        patience=arguments.patience,
-        compiled=arguments.compile,
-        mixed=arguments.mixed,
-        dropout_from=arguments.dropout_from,
-        dropout_until=arguments.dropout_until,
-        start_from=arguments.start_from,
-    )
-
-
 def _with_progress(
     training: Training, splits: dict[str, Task], title: str, quiet: bool
 ) -> dict[str, object]:
     total = len(splits["train"]) * (training.recipe.epochs - len(training.log))
-    progress = Progress(total, quiet)
+    progress = Status(total, quiet, logged=False)
 
     def report(entry: dict[str, float]) -> None:
         progress.clear()
@@ -212,12 +173,13 @@ def _with_progress(
 
 def _in_a_process(arguments: argparse.Namespace, pair: tuple[str, str]) -> int:
     """Train a pair in a process of its own: several share a GPU that one leaves idle."""
-    flags = ["seed", "epochs", "batch_size", "lr", "patience", "dropout_from", "dropout_until"]
-    flags += ["start_from", "data", "out", "device", "threads"]
+    options = {f.name: f.metadata.get("option", f.name) for f in fields(Recipe)}
     words = [sys.executable, "-m", "relprop", "train", *pair]
-    for flag in flags:
-        value = getattr(arguments, flag)
-        words += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
-    switches = ("compile", "mixed", "restart", "quiet", "debug")
-    words += [f"--{flag}" for flag in switches if getattr(arguments, flag)]
+    for name, value in vars(arguments).items():
+        if name not in NOT_OF_A_PAIR and value is not None and value is not False:
+            words += [_option(options.get(name, name)), *([] if value is True else [str(value)])]
     return subprocess.run(words).returncode
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -10,12 +10,13 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from relprop.data.idx import read_idx
 from relprop.data.mirrors import cache_folder, download, fetch_split
 from relprop.data.sets import SETS, DataSet, files_of, lookup
-from relprop.data.shipped import read_sample
 from relprop.data.tasks import (
     SEEDS,
     TASKS,
@@ -52,6 +53,8 @@ __all__ = [
 ]
 
 PathLike = str | os.PathLike[str]
+
+SAMPLES = Path(__file__).parent / "samples"
 
 
 def names() -> tuple[str, ...]:
@@ -114,14 +117,29 @@ def sample(name: str) -> tuple[Tensor, Tensor]:
     """Images float32 `[200, 1, 28, 28]` in [-1, 1] and labels int64 `[200]`, shipped with relprop.
 
     The first 20 test images of each class of a data set; image i has label i mod 10.
+
+    Raises: InputError for an unknown name; FileFormatError for a missing or damaged file.
     """
-    images, labels, _ = read_sample(name)
+    images, labels, _ = _shipped(name)
     return pixels(images).unsqueeze(1), labels
 
 
 def sample_indices(name: str) -> Tensor:
     """Where in the official test set the images of `sample` stand: int64 `[200]`."""
-    return read_sample(name)[2]
+    return _shipped(name)[2]
+
+
+def _shipped(name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Bytes `[200, 28, 28]` of the sample, labels and indices int64 `[200]`."""
+    path = SAMPLES / f"{lookup(name).name}.safetensors"
+    try:
+        tensors = load_file(path)
+        images, labels, indices = (tensors[key] for key in ("images", "labels", "indices"))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise FileFormatError(
+            f"relprop.data.sample({name!r}): cannot read {path}: {error}. Install relprop again."
+        ) from error
+    return images, labels.to(torch.int64), indices.to(torch.int64)
 
 
 def majority(

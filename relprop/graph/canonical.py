@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from relprop.errors import PlanningError
+from relprop.graph.bags import BAGS
 from relprop.graph.linear_maps import BATCH_NORMS, as_linear_maps, fold_batch_norms, fold_padding
 from relprop.graph.nodes import Graph, Node, Ref
 from relprop.graph.pointwise import KINKS, name_relus
@@ -178,6 +179,9 @@ def _part(source: Node, node: Node) -> Node | None:
     if source.op == "max" and len(source.args) > 1:
         args = (source.args[0], [source.args[1]], source.argument(2, "keepdim", False))
         return replace(node, op="amax", function=aten.amax.default, args=args)
+    if source.op in BAGS:
+        function = partial(_first, source.function)
+        return replace(same, op="embedding_bag", function=function)
     if source.op in BATCH_NORMS:
         return replace(source, name=node.name, shape=node.shape, dtype=node.dtype)
     if source.op == "native_layer_norm":

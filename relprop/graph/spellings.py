@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from relprop.graph.bags import embedding_and_bag
 from relprop.graph.nodes import Graph, Node, Ref
 
 __all__ = ["respell"]
@@ -137,6 +138,7 @@ _SPELLINGS: dict[str, Callable[[Graph, Node, Collection[str]], list[Node]]] = {
     "min": _elementwise("minimum"),
     "lerp": _lerp,
     "addcmul": _addc("mul"),
+    "embedding_bag": embedding_and_bag,
     "mse_loss": _loss("pow"),
     "l1_loss": _loss("abs"),
     "diff": _diff,

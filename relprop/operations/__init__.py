@@ -6,7 +6,8 @@
 - `carry`: how relevance goes back, in the words of the reference implementation: "linear" (a
   rule), "pass", "movement" (the adjoint of a copying of elements), "norm" (Epsilon on the
   operation's own linear map), "winner" (max pooling), "choice" (the larger of two), "sum",
-  "indexed" (sums by index), "product", "normalisation", "recurrent";
+  "indexed" (sums by index), "bag" (over stretches of rows), "product",
+  "normalisation", "recurrent";
 - `forward` and `relevance`: the ATen implementation, without autograd.
 
 Relevance has one more leading axis than the value it belongs to: the targets.  That of an operation
@@ -16,6 +17,7 @@ Imports `graph`, `rules` and what is below them.
 """
 
 from relprop.operations import (  # noqa: F401 (each registers its operations)
+    bag,
     choice,
     indexed,
     linear,

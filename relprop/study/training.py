@@ -30,35 +30,46 @@ __all__ = ["Recipe", "Training"]
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
+def _of(default: Any, help: str, **word: Any) -> Any:
+    """A field with its option of `relprop train`: its help, its name if that is another."""
+    return field(default=default, metadata={"help": help, **word})
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train: Adam whose rate falls to 0 along a half cosine over `epochs`.
 
-    Attributes:
-        seed: of the first weights, the order of samples and dropout.
-        epochs: at most so many.
-        batch: samples a step.
-        rate: Adam's first learning rate.
+    The attributes are the options of `relprop train`, each with its help, and
+
         accepted: validation accuracy, 0 to 1, below which training does not stop early.
-        patience: epochs without a gain after which it does.
-        compiled: train the network as torch.compile makes it, channels last; wants a C++ compiler.
-        mixed: products in bfloat16 (torch.autocast), weights and their steps in float32.
-        dropout_from: the first epoch with dropout: deep recurrences begin to learn sooner without.
-        dropout_until: the last one, 0 for the end: epochs at a low rate without it fit closer.
-        start_from: name of the network whose tensors the first weights are, where they fit.
     """
 
-    seed: int = 0
-    epochs: int = 10
-    batch: int = 50
-    rate: float = 1e-3
+    seed: int = _of(0, "of the first weights, the order of samples and dropout (%(default)s)")
+    epochs: int = _of(10, "at most so many (%(default)s)")
+    batch: int = _of(50, "samples a step (%(default)s)", option="batch-size")
+    rate: float = _of(1e-3, "Adam's at first (%(default)s)", option="lr")
     accepted: float = 0.0
-    patience: int = 5
-    compiled: bool = False
-    mixed: bool = False
-    dropout_from: int = 1
-    start_from: str = ""
-    dropout_until: int = 0
+    patience: int = _of(5, "stop after so many epochs without a gain, once accepted (%(default)s)")
+    compiled: bool = _of(
+        False, "through torch.compile, channels last; wants a C++ compiler", option="compile"
+    )
+    mixed: bool = _of(False, "products in bfloat16, weights and their steps in float32")
+    dropout_from: int = _of(
+        1,
+        "the first epoch with dropout: recurrences begin to learn sooner without (%(default)s)",
+        metavar="EPOCH",
+    )
+    start_from: str = _of(
+        "",
+        "begin with what fits of its shipped weights for the task, as convolutions do; channels "
+        "that it has not begin at 0",
+        metavar="ARCHITECTURE",
+    )
+    dropout_until: int = _of(
+        0,
+        "the last epoch with dropout, 0 for the end: epochs without it fit closer (%(default)s)",
+        metavar="EPOCH",
+    )
 
     def __post_init__(self) -> None:
         counts = self.epochs, self.batch, self.patience, self.dropout_from

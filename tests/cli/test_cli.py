@@ -25,8 +25,8 @@ from torch import nn
 
 import relprop
 from relprop import data, methods, models
+from relprop.batch.status import Status
 from relprop.cli import main
-from relprop.cli.progress import Progress
 
 MODEL = "mnist_cnn"
 SAMPLE = "mnist:sample"
@@ -765,9 +765,9 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 def test_progress_bar_on_a_terminal_only(tmp_path: Path) -> None:
     parent, child = pty.openpty()
     with os.fdopen(child, "w") as terminal:
-        progress = Progress(4, stream=terminal)
+        progress = Status(4, quiet=False, stream=terminal, logged=False)
         progress.advance(2)
-        progress.write("relprop: bad.png: not an image")
+        progress.line("bad.png: not an image")
         progress.advance(2)
     shown = ""
     with contextlib.suppress(OSError):  # the end of what was written
@@ -776,7 +776,7 @@ def test_progress_bar_on_a_terminal_only(tmp_path: Path) -> None:
     os.close(parent)
     assert "0/4" in shown and "4/4" in shown and "relprop: bad.png: not an image\r\n" in shown
     silent = io.StringIO()
-    Progress(4, stream=silent).advance(4)
+    Status(4, quiet=False, stream=silent, logged=False).advance(4)
     assert silent.getvalue() == ""
 
 

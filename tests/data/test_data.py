@@ -356,7 +356,7 @@ def test_sample_holds_the_known_first_test_images():
 
 
 def test_sample_damaged(tmp_path, monkeypatch):
-    monkeypatch.setattr("relprop.data.shipped.FOLDER", tmp_path)
+    monkeypatch.setattr("relprop.data.SAMPLES", tmp_path)
     with pytest.raises(FileFormatError, match="Install relprop again"):
         data.sample("mnist")
     (tmp_path / "mnist.safetensors").write_bytes(b"\xff" * 100)

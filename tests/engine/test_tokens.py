@@ -105,3 +105,65 @@ def test_tokens_that_two_inputs_make_are_refused() -> None:
         with pytest.raises(relprop.PlanningError, match="several of its arguments depend"):
             relprop.Explainer(Sum(), method)(ids, ids, target=0)
         assert relprop.Explainer(Sum(), method, inputs=[0])(ids, ids, target=0).shape == (2, 3)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 2])
+def test_embedding_bags(mode: str, padding: int | None) -> None:
+    class Bags(nn.Module):
+        def __init__(self, recorded: bool) -> None:
+            super().__init__()
+            torch.manual_seed(5)
+            self.bag = nn.EmbeddingBag(9, 4, mode=mode, padding_idx=padding).double()
+            self.layer, self.recorded = nn.Linear(4, 2, bias=False).double(), recorded
+
+        def forward(self, ids: Tensor) -> Tensor:
+            if self.recorded and int(ids.sum()) < 0:
+                ids = ids + 1
+            return self.layer(self.bag(ids.flip(1)))
+
+    ids = torch.tensor([[1, 2, 3, 2], [4, 5, 6, 0], [2, 2, 8, 1]])
+    for model in (Bags(False).eval(), Bags(True).eval()):
+        # the gradient by each row of the table, times it, falls to the ids one by one
+        expected = torch.zeros(ids.shape, dtype=torch.float64)
+        for sample, row in enumerate(ids):
+            for place, token in enumerate(row):
+                if int(token) == padding:
+                    continue
+                e = model.bag.weight.detach().clone()
+                kept = [t for t in row.tolist() if t != padding]
+                vectors = torch.stack([e[t] for t in kept])
+                if mode == "max":
+                    first = {d: kept.index(kept[int(vectors[:, d].argmax())]) for d in range(4)}
+                    share = torch.tensor(
+                        [float(kept[first[d]] == int(token)) for d in range(4)]
+                    ).double()
+                else:
+                    share = torch.ones(4).double() / (len(kept) if mode == "mean" else 1)
+                expected[sample, place] = (share * e[int(token)] * model.layer.weight[1]).sum()
+        if mode != "max":  # of equal tokens one takes all
+            for method in (lrp_zero(), "gradient_x_input"):
+                found = relprop.explain(model, ids, target=1, method=method)
+                assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
+        found = relprop.explain(model, ids, target=1, method="lrp_zero")
+        total = model(ids)[:, 1].detach()
+        assert_close(found.double().sum(1), total, rtol=1e-6, atol=1e-7)
+        for sample, row in enumerate(ids.tolist()):
+            for token in set(row):
+                own = [i for i, t in enumerate(row) if t == token]
+                got = float(found[sample, own].sum())
+                want = float(expected[sample, own].sum()) / (len(own) if mode == "max" else 1)
+                assert abs(got - want) < 1e-6, (sample, token)
+
+
+def test_bags_by_offsets_are_refused_in_words() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.layer = nn.EmbeddingBag(9, 4), nn.Linear(4, 2)
+
+        def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
+            return self.layer(self.bag(ids, offsets))
+
+    with pytest.raises(relprop.InputError, match="batch sizes differ"):
+        relprop.explain(Flat(), torch.arange(6), torch.tensor([0, 2]), target=0)

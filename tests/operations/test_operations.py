@@ -56,6 +56,23 @@ def _weight(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(7))
 
 
+class Bags(nn.Module):
+    """The embedding bag of each sample, of tokens that real numbers are rounded to."""
+
+    def __init__(self, mode: str, weighted: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(9, 4, mode=mode, **options)
+        self.weighted = weighted
+
+    def forward(self, ids: Tensor) -> Tensor:
+        weights = (
+            torch.linspace(-1, 1, 5).to(self.bag.weight).expand(ids.shape)
+            if self.weighted
+            else None
+        )
+        return self.bag(ids, per_sample_weights=weights)
+
+
 EDGES = torch.tensor([1, 0, 2, 1, 1])
 PICKED, WRITTEN = torch.tensor([[0, 4, 4, 6]]), torch.tensor([[5, 1]])
 
@@ -155,6 +172,12 @@ CASES: dict[str, Case] = {
     "hardtanh": Case("hardtanh", F.hardtanh, SEQUENCE),
     "hardshrink": Case("hardshrink", F.hardshrink, SEQUENCE),
     "softshrink": Case("softshrink", F.softshrink, SEQUENCE),
+    **{
+        f"bag {mode}{note}": Case("bag", Bags(mode, **options), (5,))
+        for mode in ("sum", "mean", "max")
+        for note, options in {"": {}, ", padded": {"padding_idx": 2}}.items()
+    },
+    "bag weighted": Case("bag", Bags("sum", weighted=True), (5,)),
     "index_add": Case(
         "index_add",
         lambda x: x.flip(2).index_add(1, EDGES, x[:, [2, 0, 1, 1, 2]], alpha=0.5),
@@ -507,7 +530,7 @@ def _module(case: Case, dtype: torch.dtype = torch.float64, positive: bool = Fal
 
 
 def _input(case: Case, batch: int) -> Tensor:
-    if case.operation == "embedding":
+    if case.operation in ("embedding", "bag"):
         return torch.randint(0, 9, (batch, *case.shape))
     return torch.randn(batch, *case.shape, dtype=torch.float64)
 
@@ -590,7 +613,11 @@ def test_channels_last_inputs(name: str) -> None:
 _CANCELLING = ("x - x", "sub", "rsub", "alpha", "bicubic", "layer norm, plain")
 
 
-_EXACT_ENOUGH = [n for n in CASES if n != "embedding" and not n.startswith(_CANCELLING)]
+_EXACT_ENOUGH = [
+    n
+    for n, case in CASES.items()
+    if case.operation not in ("embedding", "bag") and not n.startswith(_CANCELLING)
+]
 
 
 @pytest.mark.parametrize("operation", sorted({CASES[n].operation for n in _EXACT_ENOUGH}))

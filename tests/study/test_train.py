@@ -392,8 +392,8 @@ DRIVER = """
 import os, signal, sys
 from relprop import data
 from relprop.cli import main
-from relprop.cli.progress import Progress
-whole, advance, left = data.task, Progress.advance, int(sys.argv[1])
+from relprop.batch.status import Status
+whole, advance, left = data.task, Status.advance, int(sys.argv[1])
 data.task = lambda name, split, root=None: whole(name, "sample")
 def counted(self, count):
     global left
@@ -401,7 +401,7 @@ def counted(self, count):
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     advance(self, count)
-Progress.advance = counted
+Status.advance = counted
 sys.exit(main(sys.argv[2:]))
 """
 

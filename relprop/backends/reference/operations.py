@@ -65,6 +65,8 @@ def _one_target(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor
             shapes = [values[name].shape for name in step.inputs]
             shares = step.options["shares"]
             return [(r * p).sum_to_size(s) for p, s in zip(shares, shapes, strict=True)]
+        case "bag":
+            return [_bag(step, values, r)]
         case "indexed":
             assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
             s = reference.quotient(r, _wide(step.node.evaluate(values)), step.rule.epsilon)
@@ -132,6 +134,31 @@ def _adjoint(step: Step, values: Mapping[str, Any], position: int, r: Tensor) ->
     if not x.is_floating_point():  # token ids: moved as numbers, their relevance with them
         return reference.movement_relevance(function, torch.zeros(x.shape, dtype=r.dtype), r)
     return reference.movement_relevance(function, x.to(r.dtype), r)
+
+
+def _bag(step: Step, values: Mapping[str, Any], r: Tensor) -> Tensor:
+    """Bag by bag and feature by feature: shares of a sum or mean, all to the first maximum."""
+    rows, indices, offsets, mode, weights, _, padding = (
+        values[x.name] if isinstance(x, Ref) else x for x in step.node.args
+    )
+    ends = [*offsets.tolist(), len(indices)][1:]
+    result = torch.zeros_like(rows, dtype=r.dtype)
+    for number, (start, end) in enumerate(zip(offsets.tolist(), ends, strict=False)):
+        inside = [j for j in range(start, end) if padding is None or int(indices[j]) != padding]
+        if number >= len(r) or not inside:
+            continue
+        own = rows[inside].to(r.dtype)
+        if mode == "max":
+            for feature in range(rows.shape[1]):
+                best = max(inside, key=lambda j, f=feature: float(rows[j, f]))  # type: ignore[misc]
+                result[best, feature] = r[number, feature]
+            continue
+        shares = own / len(inside) if mode == "mean" else own
+        if weights is not None:
+            shares = shares * weights[inside].to(r.dtype)[:, None]
+        assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
+        result[inside] = shares * reference.quotient(r[number], shares.sum(0), step.rule.epsilon)
+    return result
 
 
 def _normalisation(step: Step, values: Mapping[str, Any], r: Tensor) -> Tensor:

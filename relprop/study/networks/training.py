@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def _finish(training: Training, test: Task) -> dict[str, Any]:
     recipe, best = training.recipe, training.best
     facts = {
         **training.facts,
+        **asdict(recipe),
         "test_accuracy": halved,
         "test_accuracy_float32": full,
         "test_samples": len(test),
@@ -138,14 +140,7 @@ def _finish(training: Training, test: Task) -> dict[str, Any]:
         "best_epoch": best["epoch"],
         "epochs": len(training.log),
         "epochs_planned": recipe.epochs,
-        "seed": recipe.seed,
-        "batch": recipe.batch,
         "learning_rate": recipe.rate,
-        "compiled": recipe.compiled,
-        "mixed": recipe.mixed,
-        "dropout_from": recipe.dropout_from,
-        "dropout_until": recipe.dropout_until,
-        "start_from": recipe.start_from,
         "seconds": round(sum(entry["seconds"] for entry in training.log)),
         "device": training.device.type,
         "torch": str(torch.__version__),

@@ -45,14 +45,13 @@ class ZBoxForm:
 
     def bracket(self, layer: Layer[ZBox], low: Tensor, high: Tensor) -> Tensor:
         """W+ low + W- high."""
-        key = ("bracket", layer.rule, layer.shape[1:], layer.products.dtype)
-        if key not in layer.cache:
+
+        def made() -> Tensor:
             one_sample = (1, *layer.shape[1:])
             below = layer.products.contraction(low.expand(one_sample), POSITIVE)
-            above = layer.products.contraction(high.expand(one_sample), NEGATIVE)
-            layer.cache[key] = below.add_(above)
-        bracket: Tensor = layer.cache[key]
-        return bracket
+            return below.add_(layer.products.contraction(high.expand(one_sample), NEGATIVE))
+
+        return layer.cached(("bracket", layer.rule, layer.shape[1:], layer.products.dtype), made)
 
 
 class WSquareForm:
@@ -66,14 +65,12 @@ class WSquareForm:
         return layer.products.adjoint(s, SQUARE, layer.shape)
 
     def _denominator(self, layer: Layer[WSquare]) -> Tensor:
+        def made() -> Tensor:
+            ones, b = layer.products.w.new_ones(1).expand(1, *layer.shape[1:]), layer.kept_bias
+            return layer.products.contraction(ones, SQUARE, None if b is None else b.square())
+
         key = ("w_square", layer.rule.zero_params, layer.shape[1:], layer.products.dtype)
-        if key not in layer.cache:
-            ones = layer.products.w.new_ones(1).expand(1, *layer.shape[1:])
-            b = layer.kept_bias
-            b = None if b is None else b.square()
-            layer.cache[key] = layer.products.contraction(ones, SQUARE, b)
-        denominator: Tensor = layer.cache[key]
-        return denominator
+        return layer.cached(key, made)
 
 
 class FlatForm:
@@ -104,10 +101,9 @@ class FlatForm:
         return w.new_ones(groups, 1, *w.shape[2:])
 
     def _fan_in(self, layer: Layer[Flat], linear_map: Conv) -> Tensor:
-        key = ("flat", layer.shape[1:])
-        if key not in layer.cache:
+        def made() -> Tensor:
             ones = layer.products.w.new_ones(1, 1, *layer.shape[2:])
             taps = replace(linear_map, groups=1).contraction(ones, self._box(layer, 1))
-            layer.cache[key] = taps.mul_(layer.shape[1] // linear_map.groups)
-        fan_in: Tensor = layer.cache[key]
-        return fan_in
+            return taps.mul_(layer.shape[1] // linear_map.groups)
+
+        return layer.cached(("flat", layer.shape[1:]), made)

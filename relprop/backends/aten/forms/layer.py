@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,7 @@ Tensors = tuple[Tensor, ...]
 """What the pass forward leaves to the pass back."""
 
 R = TypeVar("R", bound=LinearRule)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ class Layer(Generic[R]):
         part = b.clamp(min=0) if stabilizer > 0 else b.clamp(max=0)
         return part.add_(stabilizer)
 
+    def cached(self, key: Any, make: Callable[[], T]) -> T:
+        """What depends on the weights and on shapes alone, made once."""
+        if key not in self.cache:
+            self.cache[key] = make()
+        made: T = self.cache[key]
+        return made
+
     @property
     def widens(self) -> bool:
         """Whether the input has both signs and `widened` gives it one."""
@@ -79,9 +88,7 @@ class Layer(Generic[R]):
         Its sign parts are the summands' sign parts, in half as many products, and a convolution
         of few channels costs no more for twice as many.
         """
-        if "widened" not in self.cache:
-            self.cache["widened"] = self.products.widened()
-        products: Products = self.cache["widened"]
+        products = self.cached("widened", self.products.widened)
         shape = list(self.shape)
         shape[products.map.feature_axis] *= 2
         return replace(

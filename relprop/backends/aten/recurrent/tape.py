@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from relprop.graph.recurrent import CELLED, GATES, Direction
@@ -94,7 +95,7 @@ def _lstm(w: Direction, x: Tensor, h0: Tensor, c0: Tensor) -> Tape:
 
 def _r_lstm(w: Direction, x: Tensor, h0: Tensor, c0: Tensor) -> Tape:
     """A ReLU candidate and h = o * c: no library has it, so one product a step."""
-    pre = _product(x, w.w_ih, _joined(w.b_ih, w.b_hh))
+    pre = F.linear(x, w.w_ih, _joined(w.b_ih, w.b_hh))
     h, c, gates = [h0], [c0], torch.empty_like(pre)
     for t, row in enumerate(pre):
         row.addmm_(h[-1], w.w_hh.t())
@@ -108,13 +109,9 @@ def _r_lstm(w: Direction, x: Tensor, h0: Tensor, c0: Tensor) -> Tape:
 
 
 def _pre_activations(w: Direction, x: Tensor, h_before: Tensor) -> Tensor:
-    pre = _product(x, w.w_ih, _joined(w.b_ih, w.b_hh))
+    pre = F.linear(x, w.w_ih, _joined(w.b_ih, w.b_hh))
     pre.flatten(0, 1).addmm_(h_before.flatten(0, 1), w.w_hh.t())
     return pre
-
-
-def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(x, w, b)
 
 
 def _joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -123,8 +120,8 @@ def _joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 def _gru_gates(w: Direction, x: Tensor, h_before: Tensor) -> Tensor:
     """Pre-activations of r and z, and of the candidate with the reset gate at work in it."""
-    pre = _product(x, w.w_ih, w.b_ih)
-    recurrent = _product(h_before, w.w_hh, w.b_hh)
+    pre = F.linear(x, w.w_ih, w.b_ih)
+    recurrent = F.linear(h_before, w.w_hh, w.b_hh)
     hidden = pre.shape[-1] // 3
     gates, candidate = pre[..., : 2 * hidden], pre[..., 2 * hidden :]
     gates.add_(recurrent[..., : 2 * hidden])

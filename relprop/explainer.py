@@ -244,7 +244,8 @@ class Explainer:
             )
         else:
             engine = shared.engine(engine, plan, values, wanted) if shared else engine
-            passed = run.forward(plan, engine, self.model, values)
+            count = call.batch if report else None
+            passed = run.forward(plan, engine, self.model, values, batch=count)
             output, seeds = passed.output, begin(passed.output)
             batch = (call.batch, self.batch_dim)
             kept = records if report else None

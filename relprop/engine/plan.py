@@ -94,6 +94,11 @@ class Plan:
         return any(isinstance(m, Conv) and m.spatial == 2 and not m.transposed for m in maps)
 
     @cached_property
+    def packs(self) -> bool:
+        """Whether sequences are packed among the steps."""
+        return any(step.node.op == "_pack_padded_sequence" for step in self.steps.values())
+
+    @cached_property
     def releases(self) -> dict[str, list[str]]:
         """After which node each computed value is read no more."""
         kept = [self.output, *self.graph.inputs, *self.facts.fixed]

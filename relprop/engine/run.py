@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from relprop.conservation import StepRecord
 from relprop.engine.binding import rule_text
 from relprop.engine.plan import Plan
+from relprop.engine.samples import Samples
 from relprop.errors import RelpropError, is_out_of_memory
 from relprop.graph import Graph, Node
 from relprop.graph.nodes import located, source_values
@@ -64,11 +65,13 @@ class Forward:
         output: the explained value.
         saved: for each step what its rule needs.
         shapes: of the inputs and of all computed values.
+        samples: whose rows are whose, in a plan with packed sequences.
     """
 
     output: Tensor
     saved: dict[str, Any]
     shapes: dict[str, Any]
+    samples: Samples | None = None
 
 
 def fixed_values(plan: Plan, model: nn.Module) -> dict[str, Any]:
@@ -81,15 +84,24 @@ def fixed_values(plan: Plan, model: nn.Module) -> dict[str, Any]:
 
 
 def forward(
-    plan: Plan, engine: Engine, model: nn.Module, inputs: Mapping[str, Any], keep: bool = True
+    plan: Plan,
+    engine: Engine,
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    keep: bool = True,
+    batch: int | None = None,
 ) -> Forward:
-    """Compute the output, keeping what the relevance pass needs (`keep`)."""
+    """Compute the output, keeping what the relevance pass needs (`keep`).
+
+    With a number of samples `batch`, also what the sums of a report need.
+    """
     inputs = {name: arranged(value) if plan.convolves else value for name, value in inputs.items()}
     values = _known(plan, engine, model) | inputs
     shapes: dict[str, Any] = {
         name: value.shape for name, value in inputs.items() if isinstance(value, Tensor)
     }
     saved: dict[str, Any] = {}
+    samples = Samples(batch) if batch is not None and plan.packs else None
     for node in plan.graph.nodes.values():
         if node.name in values:
             continue
@@ -102,9 +114,11 @@ def forward(
                 if keep:
                     saved[node.name] = kept
         shapes[node.name] = getattr(values[node.name], "shape", None)
+        if samples is not None:
+            samples.note(node, values)
         for name in plan.releases[node.name]:
             del values[name]
-    return Forward(values[plan.output], saved, shapes)
+    return Forward(values[plan.output], saved, shapes, samples)
 
 
 def arranged(value: Any) -> Any:
@@ -153,7 +167,7 @@ def relevance(
             saved = joined(step, saved, passed.saved, formed)
         parts = _relevance_step(step, saved, r, engine)
         if records is not None:
-            records.append(_record(plan.graph, number, step, r, parts, *batch))
+            records.append(_record(plan.graph, number, step, r, parts, *batch, passed.samples))
         for source, part in zip(step.inputs, parts, strict=True):
             if part is not None:
                 pending[source] = pending[source] + part if source in pending else part
@@ -171,9 +185,19 @@ def _relevance_step(step: Step, saved: Any, r: Tensor | Parts, engine: Engine) -
 
 
 def _record(
-    graph: Graph, number: int, step: Step, r: Tensor | Parts, parts: Any, batch: int, axis: int
+    graph: Graph,
+    number: int,
+    step: Step,
+    r: Tensor | Parts,
+    parts: Any,
+    batch: int,
+    axis: int,
+    samples: Samples | None,
 ) -> StepRecord:
     def sums(name: str, r: Tensor | Parts) -> Tensor:
+        own = samples.sums(name, r, axis) if samples is not None else None
+        if own is not None:
+            return own
         told = graph.batch_axis(name, r.shape[1:], batch, axis) if isinstance(r, Tensor) else None
         return _per_sample(r, batch, axis if told is None else told)
 

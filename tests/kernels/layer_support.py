@@ -69,14 +69,15 @@ def guarded(tensor: Tensor, layout: str) -> Tensor:
     return inner.permute(sorted(range(len(axes)), key=axes.__getitem__))
 
 
-def operand_unit(dtype: torch.dtype) -> float:
+def operand_unit(dtype: torch.dtype, precision: str = "highest") -> float:
     """Unit roundoff of product operands: s and modified weights are rounded to it on a GPU.
 
     The interpreter widens every operand to float32.
     """
-    if kernels.interpreted() or dtype == torch.float32:
+    narrow = torch.bfloat16 if precision == "medium" else dtype
+    if kernels.interpreted() or narrow == torch.float32:
         return 0.0
-    return torch.finfo(dtype).eps
+    return torch.finfo(narrow).eps
 
 
 def tolerance(
@@ -166,7 +167,7 @@ class Truth:
         ]
 
     def check(
-        self, layout: str, dtype: torch.dtype, *, nonnegative: bool = False, **options: object
+        self, layout: str, dtype: torch.dtype, *, nonnegative: bool = False, **options: Any
     ) -> None:
         """The kernels' output and relevance, their operands of a type and in a memory layout."""
         a = guarded(self.a.to(dtype), layout)
@@ -178,13 +179,13 @@ class Truth:
             w,
             None if self.b is None else self.b.to(dtype),
             nonnegative=nonnegative,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
         y, limit = self.output
         assert saved.y is not None and saved.y.shape == y.shape
         assert ((saved.y.double() - y).abs() <= limit).all()
         s = kernels.quotient(saved, guarded(self.r.float(), "contiguous"))
-        relevance = kernels.adjoint(saved, s, tile=options.get("tile"))  # type: ignore[arg-type]
+        relevance = kernels.adjoint(saved, s, **options)
         assert relevance.shape == (len(self.r), *a.shape) and relevance.dtype == torch.float32
         for found, (expected, within) in zip(relevance, self.relevance, strict=True):
             bounded = within < UNBOUNDED * 1e-6
@@ -204,6 +205,7 @@ def drawn(
     targets: int = 2,
     bias: bool = True,
     expanded: bool = False,
+    precision: str = "highest",
 ) -> Truth:
     """Random numbers that a type holds exactly, and what is true of them."""
 
@@ -216,7 +218,7 @@ def drawn(
     a = a[:1].expand_as(a) if expanded else a
     b = draw(layer.outputs) if bias else None
     r = torch.randn(targets, *layer.map.contraction(a, w).shape).double()
-    return Truth(layer, rule, a, w, b, r, operand_unit(dtype))
+    return Truth(layer, rule, a, w, b, r, operand_unit(dtype, precision))
 
 
 def check(
@@ -228,14 +230,16 @@ def check(
     dtype: torch.dtype = torch.float32,
     targets: int = 2,
     bias: bool = True,
-    **options: object,
+    precision: str = "highest",
+    **options: Any,
 ) -> None:
     """Output and relevance of a layer against float64."""
     truth = drawn(
         layer, rule, dtype,
         nonnegative=nonnegative, targets=targets, bias=bias, expanded=layout == "expanded",
+        precision=precision,
     )  # fmt: skip
-    truth.check(layout, dtype, nonnegative=nonnegative, **options)
+    truth.check(layout, dtype, nonnegative=nonnegative, precision=precision, **options)
 
 
 def check_all(layer: Layer, rule: LinearRule, **drawing: Any) -> None:

@@ -89,9 +89,7 @@ class Launcher:
         program = _program(faults.text(function.text) if faults.text else function.text)
         shared = faults.shared(function.shared) if faults.shared else function.shared
         storages = Storages()
-        values = [
-            _bits(kind, value, storages) for kind, value in _flat(self.signature, arguments)
-        ]
+        values = [_bits(kind, value, storages) for kind, value in _flat(self.signature, arguments)]
         values += [0] * (len(program.parameters) - len(values))  # scratch that nobody asked for
         parameters = dict(zip(program.parameters, values, strict=True))
         steps = execute(program, (x, y, z), parameters, storages, shared)

@@ -6,6 +6,8 @@ at l % 4; further registers hold the same 8 rows or half the columns further on.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from ptx.machine import WARP, Ctas
@@ -51,6 +53,7 @@ def right(bits: list[Array], kind: str) -> Array:
     return found
 
 
+@lru_cache
 def _corners(number: int) -> tuple[Array, Array]:
     """Rows and columns that the lanes hold of an accumulator's register."""
     block, corner = divmod(number, 4)

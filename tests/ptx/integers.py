@@ -22,6 +22,16 @@ def simple(ctas: Ctas, i: Instruction, mask: Array | None) -> None:
     ctas.write(i.operands[0], SIMPLE[i.parts[0]](a, b), mask)
 
 
+@instruction(*SIMPLE, of="pair")
+def simple_pair(ctas: Ctas, i: Instruction, mask: Array | None) -> None:
+    """On two numbers of 16 bits side by side."""
+    kind = TYPES[i.parts[-1].removesuffix("x2")]
+    a, b = (
+        np.ascontiguousarray(ctas.full(operand, np.uint32)).view(kind) for operand in i.operands[1:]
+    )
+    ctas.write(i.operands[0], SIMPLE[i.parts[0]](a, b).view(np.uint32), mask)
+
+
 @instruction("mul", "mad", of="integer")
 def product(ctas: Ctas, i: Instruction, mask: Array | None) -> None:
     """The lower half, the upper half, or all of it; with a summand as wide as the result."""

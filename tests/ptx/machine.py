@@ -146,11 +146,13 @@ class Ctas:
         bits = self.bits(operand.name)
         if bits.dtype == bool:
             return bits
-        return bits.astype(unsigned(kind), copy=False).view(kind)
+        size = unsigned(kind)
+        return (bits if bits.dtype == size else bits.astype(size)).view(kind)
 
     def full(self, operand: Operand, kind: Any) -> Array:
         """The same, one for each thread."""
-        return np.broadcast_to(self.read(operand, kind), (self.size,))
+        found = self.read(operand, kind)
+        return found if found.ndim else np.full(self.size, found)
 
     def holds(self, operand: Operand) -> Array:
         """A predicate."""
@@ -167,12 +169,14 @@ class Ctas:
             return
         if name in self.kept:
             raise PtxError(f"{name} is written while a wgmma in flight uses it")
-        values = np.broadcast_to(values, (self.size,))
+        if values.ndim == 0:
+            values = np.full(self.size, values)
         width = self.launch.program.width(name)
         if width > 1:
             if values.dtype.kind != "u":
                 values = np.ascontiguousarray(values).view(unsigned(values.dtype))
-            values = values.astype(BITS[width], copy=False)
+            if values.dtype != BITS[width]:
+                values = values.astype(BITS[width])
         if mask is not None:
             values = np.where(mask, values, self.bits(name))
         self.registers[name] = values

@@ -37,11 +37,12 @@ class SharedMemory:
         self.filling, self.reading = (np.zeros(words, np.int32) for _ in range(2))
         self.unfenced = np.zeros(words, bool)
         self.filled = self.read = 0  # the last groups of cp.async and wgmma that are complete
+        self.asked = 0  # the last group of cp.async that was asked for
 
     def take(self, chosen: Array) -> SharedMemory:
         """That of some of the CTAs."""
         part = SharedMemory(0, self.size, self.word)
-        part.filled, part.read = self.filled, self.read
+        part.filled, part.read, part.asked = self.filled, self.read, self.asked
         for name in ("octets", "writer", "reader", "filling", "reading", "unfenced"):
             setattr(part, name, getattr(self, name)[chosen])
         return part
@@ -62,7 +63,8 @@ class SharedMemory:
         self._refuse_unfinished(at, what)
         self._refuse_others(self.writer[at], warps[:, None], what, "wrote")
         self._note_reader(at, warps[:, None])
-        return self.octets[ctas[:, None], offsets[:, None] + np.arange(size)]
+        found = self.octets.view(f"V{size}")[ctas, offsets // size]
+        return found.view(np.uint8).reshape(-1, size)
 
     def store(
         self, ctas: Array, addresses: Array, octets: Array, warps: Array, what: str
@@ -86,17 +88,18 @@ class SharedMemory:
         """Write where that was found to be in order."""
         size = octets.shape[1]
         at = self._words(ctas, offsets, size)
-        places = ctas[:, None], offsets[:, None] + np.arange(size)
-        self.octets[places] = octets
+        whole, places = self.octets.view(f"V{size}"), (ctas, offsets // size)
+        wanted = np.ascontiguousarray(octets).view(f"V{size}")[:, 0]
+        whole[places] = wanted
         self.writer[at] = np.broadcast_to(warps[:, None], at[1].shape)
         self.unfenced[at] = True
-        if (self.writer[at] != warps[:, None]).any() and (self.octets[places] != octets).any():
+        if (self.writer[at] != warps[:, None]).any() and (whole[places] != wanted).any():
             raise PtxError(f"race: {what} of different values by two warps to one word")
 
     def fill(self, ctas: Array, offsets: Array, size: int, warps: Array, group: int) -> None:
         """From here on a copy of a group of cp.async may land."""
         self.claim(ctas, offsets, size, warps, "cp.async")
-        self.filling[self._words(ctas, offsets, size)] = group
+        self.filling[self._words(ctas, offsets, size)] = self.asked = group
 
     def read_by_product(self, ctas: Array, offsets: Array, size: int, group: int) -> Array:
         """`[..., size]` octets that a group of wgmma reads from now until it is waited for."""
@@ -131,19 +134,17 @@ class SharedMemory:
         return np.broadcast_to(ctas[:, None], words.shape), words
 
     def _refuse_unfinished(self, at: tuple[Array, Array], what: str) -> None:
-        if (self.filling[at] > self.filled).any():
+        if self.asked > self.filled and (self.filling[at] > self.filled).any():
             raise PtxError(f"race: {what} of a word that a cp.async in flight fills")
 
     def _refuse_others(self, before: Array, warps: Array, what: str, did: str) -> None:
         if ((before != NOBODY) & (before != warps)).any():
-            raise PtxError(
-                f"race: {what} of a word that another warp {did} since the last barrier"
-            )
+            raise PtxError(f"race: {what} of a word that another warp {did} since the last barrier")
 
     def _note_reader(self, at: tuple[Array, Array], warps: Array) -> None:
         before = self.reader[at]
-        alone = (before == NOBODY) | (before == warps)
-        self.reader[at] = np.where(alone, warps, SEVERAL)
-        if (self.reader[at] != warps).any():  # several warps in this very instruction, or before
-            mixed = self.reader[at] != np.where(alone, warps, SEVERAL)
-            self.reader[at[0][mixed], at[1][mixed]] = SEVERAL
+        noted = np.where((before == NOBODY) | (before == warps), warps, SEVERAL)
+        self.reader[at] = noted
+        several = self.reader[at] != noted  # several warps in this very instruction
+        if several.any():
+            self.reader[at[0][several], at[1][several]] = SEVERAL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ TYPES: dict[str, Any] = {
 BITS: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 FLOATS = ("f32", "f64")
+PAIRS = ("s16x2", "u16x2")
 HALVES = ("f16", "f16x2", "bf16", "bf16x2")
 TF32 = np.uint32(0xFFFFE000)
 """The bits of a float32 that a TF32 product takes."""
 
 
+@lru_cache
 def family(suffix: str) -> str:
     """Which numbers a type's name stands for."""
     if suffix in FLOATS:
@@ -33,9 +36,12 @@ def family(suffix: str) -> str:
         return "half"
     if suffix == "pred":
         return "predicate"
+    if suffix in PAIRS:
+        return "pair"
     return "integer" if suffix in TYPES else ""
 
 
+@lru_cache
 def unsigned(kind: Any) -> Any:
     """The unsigned integers of a type's size."""
     return BITS[8 * np.dtype(kind).itemsize]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
 from ptx.plugin import (
     pytest_addoption,
     pytest_collection_modifyitems,

@@ -80,6 +80,17 @@ def operand_unit(dtype: torch.dtype, precision: str = "highest") -> float:
     return torch.finfo(narrow).eps
 
 
+EXACT = {"identity", "positive", "negative", "absolute", "one"}
+"""Atoms that a type holds wherever it holds their argument."""
+
+
+def contraction_unit(rule: LinearRule, operand: float) -> float:
+    """Unit roundoff of the contraction's operands, made of numbers that their type holds."""
+    program = kernels.compile_rule(rule)
+    atoms = {w.kind for w in program.weights} | {p.factor for p in program.products}
+    return 0.0 if program.box is None and atoms <= EXACT else operand
+
+
 def tolerance(
     layer: LinearMap,
     a: Tensor,
@@ -88,15 +99,16 @@ def tolerance(
     r: Tensor,
     rule: LinearRule,
     operand: float = 0.0,
+    contracted: float = 0.0,
 ) -> Tensor:
     """What float32 sums may differ by: magnitudes times unit roundoff, through the division.
 
-    Operands themselves may be rounded, by `operand`.
+    Operands themselves may be rounded, by `operand`; those of the contraction by `contracted`.
 
     An output whose z may have either sign, or none, is unbounded, and so is all it reaches.
     """
     length = w[0].numel() + w.numel() // w.shape[1] + 8
-    unit = length * UNIT + operand
+    unit = length * UNIT + contracted
     bias = torch.zeros(1) if b is None else layer.align(b.abs())
     magnitude = layer.contraction(a.abs(), w.abs()) + bias
     own = layer.contraction(a, w) + (torch.zeros(1) if b is None else layer.align(b))
@@ -123,7 +135,7 @@ def tolerance(
             closed = own < 0 if group.gate == "positive" else own > 0
             s, slack = s * ~closed, slack * ~closed
             doubtful = (doubtful & ~closed) | (own.abs() <= unit * magnitude)
-        slack = torch.where(doubtful, UNBOUNDED, slack) + unit * s.abs()
+        slack = torch.where(doubtful, UNBOUNDED, slack) + (length * UNIT + operand) * s.abs()
         for term in group.terms:
             f = modify(term.input, a, layer, rule).abs()
             g = modify(term.weight, w, layer, rule).abs()
@@ -143,6 +155,11 @@ class Truth:
     r: Tensor
     operand: float
 
+    @property
+    def contracted(self) -> float:
+        """Unit roundoff of the contraction's operands."""
+        return contraction_unit(self.rule, self.operand)
+
     @cached_property
     def output(self) -> tuple[Tensor, Tensor]:
         """The output and its tolerance."""
@@ -152,7 +169,7 @@ class Truth:
             own = own + self.layer.map.align(self.b)
             size = size + self.layer.map.align(self.b.abs())
         length = self.w.numel() // min(self.w.shape[:2]) + 8
-        return own, (length * UNIT + self.operand) * size
+        return own, (length * UNIT + self.contracted) * size
 
     @cached_property
     def relevance(self) -> list[tuple[Tensor, Tensor]]:
@@ -161,7 +178,7 @@ class Truth:
         return [
             (
                 reference.linear_relevance(*of, r, self.rule),
-                tolerance(*of, r, self.rule, self.operand),
+                tolerance(*of, r, self.rule, self.operand, self.contracted),
             )
             for r in self.r
         ]
@@ -235,7 +252,7 @@ def check(
 ) -> None:
     """Output and relevance of a layer against float64."""
     truth = drawn(
-        layer, rule, dtype,
+        layer, rule, torch.bfloat16 if precision == "medium" else dtype,
         nonnegative=nonnegative, targets=targets, bias=bias, expanded=layout == "expanded",
         precision=precision,
     )  # fmt: skip

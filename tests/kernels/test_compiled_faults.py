@@ -9,9 +9,9 @@ import pytest
 import torch
 import triton
 from layer_support import check
+
 from ptx.driver import Faults, PtxDriver
 from ptx.text import PtxError
-
 from relprop.graph.maps import Dense
 from relprop.rules import Epsilon
 from tables import Layer

@@ -1,4 +1,4 @@
-"""`cp.async`: copies from global to shared memory that land when they are waited for, not before."""
+"""`cp.async`: copies from global to shared memory that land when they are waited for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A launch: CTAs in lockstep from the first instruction to the last, parted where branches differ."""
+"""A launch: CTAs in lockstep, parted where their branches differ."""
 
 from __future__ import annotations
 

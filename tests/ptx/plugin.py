@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
-
-if TYPE_CHECKING:
-    from ptx.driver import PtxDriver
 
 __all__ = [
     "DRIVER",
@@ -18,7 +15,7 @@ __all__ = [
     "pytest_terminal_summary",
 ]
 
-DRIVER = pytest.StashKey["PtxDriver"]()
+DRIVER = pytest.StashKey[Any]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

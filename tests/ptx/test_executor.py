@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from ptx.execution import execute
 from ptx.memory import Storages
 from ptx.text import PtxError, read
@@ -66,12 +67,12 @@ def test_values_and_what_orders_them() -> None:
     x = torch.randn(64)
     for body in (EXCHANGE, COPY):
         assert torch.equal(run(body, x), x.roll(32))
-        with pytest.raises(PtxError, match="race: ld.shared of a word that another warp wrote"):
+        with pytest.raises(PtxError, match=r"race: ld.shared of a word that another warp wrote"):
             run(body.replace("bar.sync", "//"), x)
-    with pytest.raises(PtxError, match="race: ld.shared of a word that a cp.async in flight"):
+    with pytest.raises(PtxError, match=r"race: ld.shared of a word that a cp.async in flight"):
         run(COPY.replace("wait_group 	0", "wait_group 	1"), x)
     twice = EXCHANGE + "	st.shared.b32 	[%r4], %r8;\n"
-    with pytest.raises(PtxError, match="race: st.shared of a word that another warp read"):
+    with pytest.raises(PtxError, match=r"race: st.shared of a word that another warp read"):
         run(twice, x)
 
 
@@ -117,7 +118,7 @@ FLOATS = [
 
 
 def test_arithmetic() -> None:
-    around = "	ld.global.b32 	%r7, [ %rd4 + 0 ];\n	{};\n	st.global.b32 	[ %rd5 + 0 ], %r8;\n"
+    around = "ld.global.b32 %r7, [ %rd4 + 0 ];\n{};\nst.global.b32 [ %rd5 + 0 ], %r8;\n"
     numbers = np.arange(-32, 32, dtype=np.int32)
     whole = torch.from_numpy(numbers.copy()).view(torch.float32)
     for text, expected in INTEGERS:

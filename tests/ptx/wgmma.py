@@ -1,4 +1,4 @@
-"""`wgmma`: products of a warpgroup, whose operands lie in shared memory and that run on by themselves.
+"""`wgmma`: products of a warpgroup, of shared memory, that run on by themselves.
 
 They complete when they are waited for, not before; until then their registers may not be touched,
 but by a further `wgmma`, nor what they read be written.  The left operand may be in registers.
@@ -19,7 +19,7 @@ from ptx.values import Array, decode
 
 WARPGROUP = 128
 SWIZZLES = {0: (16, 0), 1: (128, 7), 2: (64, 3), 3: (32, 1)}
-"""By a descriptor's mode: octets of a row of the pattern, the bits of the address that are mixed."""
+"""By a descriptor's mode: octets of a pattern's row, and which bits of the address are mixed."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Storages:
         storage = tensor.untyped_storage()
         start, size = storage.data_ptr(), storage.nbytes()
         if size and all(known.start != start for known in self._known):
-            octets = np.frombuffer((ctypes.c_uint8 * size).from_address(start), np.uint8)
+            octets = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(start))
             self._known = sorted([*self._known, _Storage(start, start + size, octets)])
 
     def load(self, addresses: Array, size: int) -> Array:

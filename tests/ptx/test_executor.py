@@ -127,5 +127,5 @@ def test_arithmetic() -> None:
     x = torch.randn(64)
     x[3] = torch.nan
     for text, of in FLOATS:
-        found = run(around.format(text), x)
-        assert torch.equal(found.nan_to_num(7), of(x).float().nan_to_num(7)), text
+        floats = run(around.format(text), x)
+        assert torch.equal(floats.nan_to_num(7), of(x).float().nan_to_num(7)), text

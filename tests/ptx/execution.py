@@ -63,13 +63,16 @@ def _run(ctas: Ctas, waiting: list[Ctas]) -> int:
     steps = 0
     with np.errstate(all="ignore"):
         while ctas.counter < len(program.code):
+            if ctas.parted:
+                ctas.converge()
             i, handler = program.code[ctas.counter], handlers[ctas.counter]
             ctas.counter += 1
             steps += 1
-            mask = None
+            mask = ctas.active
             if i.guard:
-                mask = ctas.bits(i.guard)
-                mask = ~mask if i.negated else mask
+                guard = ctas.bits(i.guard)
+                guard = ~guard if i.negated else guard
+                mask = guard if mask is None else guard & mask
             if handler is not None:
                 _step(ctas, i, handler, mask)
             elif i.parts[0] != "bra":
@@ -95,13 +98,23 @@ def _branch(ctas: Ctas, i: Instruction, mask: Array | None, waiting: list[Ctas])
     label = i.operands[-1]
     assert isinstance(label, Register)
     target = ctas.launch.program.labels[label.name]
-    if mask is None:
+    if mask is None or mask is ctas.active:
         ctas.counter = target
         return True
     threads = mask.reshape(ctas.number, ctas.threads)
     taken = threads.all(1)
-    if (taken != threads.any(1)).any():
-        raise PtxError(f"threads of one CTA branch differently: {i.text}")
+    if ctas.active is not None or (taken != threads.any(1)).any():
+        here = ~mask if ctas.active is None else ctas.active & ~mask
+        ctas.part(target, mask)
+        ctas.part(ctas.counter, here)
+        ctas.counter = min(ctas.counter, target)
+        ctas.active = ctas.parted.pop(ctas.counter)
+        if not ctas.active.any() and ctas.parted:  # nobody stays, or nobody leaves
+            ctas.counter = min(ctas.parted)
+            ctas.active = ctas.parted.pop(ctas.counter)
+        if not ctas.parted:
+            ctas.active = None
+        return True
     if taken.all():
         ctas.counter = target
     elif taken.any():

@@ -92,6 +92,8 @@ class Ctas:
         self.copies, self.products = Queue(), Queue()
         self.kept: set[str] = set()  # registers of wgmma in flight
         self.counter = 0
+        self.active: Array | None = None  # the threads at the counter, if others wait elsewhere
+        self.parted: dict[int, Array] = {}  # those, by where
         thread = np.arange(self.threads)
         self.cta = np.repeat(np.arange(self.number), self.threads)
         self.warp = np.tile((thread // WARP).astype(np.int16), self.number)
@@ -104,6 +106,21 @@ class Ctas:
         part.copies, part.products = self.copies.take(threads), self.products.take(threads)
         part.kept, part.counter = set(self.kept), self.counter
         return part
+
+    def converge(self) -> None:
+        """Threads that stand elsewhere: the lowest go on, and join those they come to."""
+        lowest = min(self.parted)
+        if self.counter < lowest:
+            return
+        assert self.active is not None
+        self.part(self.counter, self.active)
+        self.counter, self.active = lowest, self.parted.pop(lowest)
+        if not self.parted:
+            self.active = None
+
+    def part(self, counter: int, threads: Array) -> None:
+        """Threads that go on elsewhere."""
+        self.parted[counter] = self.parted.get(counter, False) | threads
 
     def bits(self, name: str) -> Array:
         """A register's, a special register's, or those of the address of shared memory."""

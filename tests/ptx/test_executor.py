@@ -88,8 +88,11 @@ def test_nothing_beside_the_arguments() -> None:
     assert torch.equal(run(guarded, x, size=63), x.roll(32)[:63])
     with pytest.raises(PtxError, match="misaligned 4-byte load"):
         run(EXCHANGE.replace("[ %rd4 + 0 ]", "[ %rd4 + 2 ]"), x)
-    with pytest.raises(PtxError, match="threads of one CTA branch differently"):
-        run("\tsetp.lt.u32 %p1, %r1, 32;\n\t@%p1 bra $L;\n$L:\n", x)
+    parted = "\tsetp.lt.u32 %p1, %r1, 5;\n\t@%p1 bra $L;\n\tneg.f32 %r7, %r7;\n$L:\n"
+    found = run(EXCHANGE.replace("st.shared", parted + "\tst.shared", 1), x)
+    assert torch.equal(found, torch.cat([x[:5], -x[5:]]).roll(32))
+    with pytest.raises(PtxError, match="not all threads of a CTA come to this barrier"):
+        run(parted.replace("$L:", "\tbar.sync \t0;\n$L:"), x)
     with pytest.raises(PtxError, match="unknown instruction: vote"):
         run("\tvote.sync.ballot.b32 %r7, %p1, -1;\n", x)
 

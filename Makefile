@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 PY ?= .venv/bin/python
 STAMP ?= .venv/.installed
 
-.PHONY: help demo test mutants peers slow families lint format bench bench-full bench-report figures train gpu kernels compile package clean
+.PHONY: help demo test mutants peers slow families lint format bench bench-full bench-report figures train gpu kernels ptx compile package clean
 
 help:
 	@echo "make demo     explain real MNIST and Fashion-MNIST images with every method (out/demo)"
@@ -24,6 +24,7 @@ help:
 	@echo "make train    train the study's networks that come without weights (out/train)"
 	@echo "make gpu      tests and benchmarks on a CUDA device"
 	@echo "make kernels  the Triton kernels' tests, in Triton's interpreter"
+	@echo "make ptx      compiled kernels for sm_90 and sm_80, their PTX executed on the CPU"
 	@echo "make compile  Triton kernels for three GPUs, none needed: no spills, nothing serialized"
 	@echo "make package  build the wheel and sdist, install into empty environments, run the README"
 
@@ -99,6 +100,12 @@ gpu: $(STAMP)
 
 kernels: $(STAMP)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PY) -m pytest -n 2 tests/kernels
+
+PTX_TESTS = tests/kernels/test_compiled.py tests/kernels/test_compiled_faults.py
+
+ptx: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(PTX_TESTS) --ptx 90
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(PTX_TESTS) --ptx 80
 
 compile: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.compile_kernels --gate

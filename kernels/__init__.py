@@ -35,6 +35,7 @@ __all__ = [
     "quotient",
     "residual_split",
     "residual_sum",
+    "runs_on",
 ]
 
 _HOMES = {
@@ -61,6 +62,7 @@ _HOMES = {
     "quotient": "layer",
     "residual_split": "residual",
     "residual_sum": "residual",
+    "runs_on": "runtime",
 }
 
 

@@ -9,8 +9,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from ptx.plugin import (
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_terminal_summary,
+)
+
 if TYPE_CHECKING:
     from relprop.capture.call import Call
+
+__all__ = [
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_terminal_summary",
+]
 
 if importlib.util.find_spec("hypothesis") is not None:  # a GPU machine may have pytest alone
     import hypothesis

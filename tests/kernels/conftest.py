@@ -1,6 +1,7 @@
-"""The kernels run in Triton's interpreter, chosen before Triton is imported, or on a CUDA device.
+"""The kernels run in Triton's interpreter, chosen before Triton is imported, or on a device.
 
-TRITON_INTERPRET=1 means the interpreter.  Without it RELPROP_KERNEL_DEVICE names the device; by
+TRITON_INTERPRET=1 means the interpreter, --ptx the device that executes PTX (tests/ptx/README.md).
+Without them RELPROP_KERNEL_DEVICE names the device; by
 default, "auto", it is the CUDA device if there is one.  RELPROP_KERNEL_SHARD="2/8" keeps every
 eighth test from the third on, so that several processes share the compiling.
 """
@@ -21,7 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 REASON = (
-    "needs a CUDA device, or TRITON_INTERPRET=1 from the start of the process: run 'make kernels'"
+    "needs a CUDA device, or TRITON_INTERPRET=1 from the start of the process: run 'make kernels'; "
+    "or --ptx 90: run 'make ptx'"
 )
 
 
@@ -29,17 +31,17 @@ MOST_PROGRAMS = 32
 """Of a launch in the interpreter, which runs one after the other."""
 
 
-def chosen_device() -> str | None:
-    """Where the tests run: "cpu" in the interpreter; None if there is nothing to run them on."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def chosen_device(config: pytest.Config) -> str | None:
+    """Where the tests' tensors lie; None if there is nothing to run them on."""
+    if INTERPRETED or config.getoption("--ptx"):
         return "cpu"
     asked = os.environ.get("RELPROP_KERNEL_DEVICE", "auto")
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else None
     return asked
-
-
-DEVICE = chosen_device()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,9 +56,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     own = [item for item in items if here in item.path.parents]
     shard, _, shards = os.environ.get("RELPROP_KERNEL_SHARD", "0/1").partition("/")
     left = [item for number, item in enumerate(own) if number % int(shards) != int(shard)]
-    if DEVICE is None:
+    device = chosen_device(config)
+    if device is None:
         left = own
-    if DEVICE is None and own and len(own) == len(items):
+    if device is None and own and len(own) == len(items):
         raise pytest.UsageError(f"tests/kernels {REASON}")
     if left:
         config.hook.pytest_deselected(items=left)
@@ -77,7 +80,7 @@ def _interpreter_set_up_once_a_launch() -> Iterator[None]:
 
     Within a launch it has done so already, and doing it again takes two fifths of the time.
     """
-    if DEVICE != "cpu":
+    if not INTERPRETED:
         yield
         return
     import triton.language as tl
@@ -118,11 +121,11 @@ def _interpreter_set_up_once_a_launch() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _on_the_device() -> Iterator[None]:
+def _on_the_device(request: pytest.FixtureRequest) -> Iterator[None]:
     """New tensors lie on the device and hold NaN until a kernel writes them."""
-    on_cuda = DEVICE == "cuda"
+    on_cuda = chosen_device(request.config) == "cuda"
     if on_cuda:
-        torch.set_default_device(DEVICE)
+        torch.set_default_device("cuda")
     # on CUDA some of the reference's own operations have no deterministic form, which must not stop
     # them; float32 there means IEEE products
     torch.use_deterministic_algorithms(True, warn_only=on_cuda)
@@ -140,7 +143,7 @@ def _on_the_device() -> Iterator[None]:
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """How often each kernel is launched."""
     count: Counter[str] = Counter()
-    if DEVICE == "cpu":
+    if INTERPRETED:
         from triton.runtime.interpreter import GridExecutor as Launcher
 
         name = "__call__"

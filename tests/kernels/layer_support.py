@@ -69,14 +69,26 @@ def guarded(tensor: Tensor, layout: str) -> Tensor:
     return inner.permute(sorted(range(len(axes)), key=axes.__getitem__))
 
 
-def operand_unit(dtype: torch.dtype) -> float:
+def operand_unit(dtype: torch.dtype, precision: str = "highest") -> float:
     """Unit roundoff of product operands: s and modified weights are rounded to it on a GPU.
 
     The interpreter widens every operand to float32.
     """
-    if kernels.interpreted() or dtype == torch.float32:
+    narrow = torch.bfloat16 if precision == "medium" else dtype
+    if kernels.interpreted() or narrow == torch.float32:
         return 0.0
-    return torch.finfo(dtype).eps
+    return torch.finfo(narrow).eps
+
+
+EXACT = {"identity", "positive", "negative", "absolute", "one"}
+"""Atoms that a type holds wherever it holds their argument."""
+
+
+def contraction_unit(rule: LinearRule, operand: float) -> float:
+    """Unit roundoff of the contraction's operands, made of numbers that their type holds."""
+    program = kernels.compile_rule(rule)
+    atoms = {w.kind for w in program.weights} | {p.factor for p in program.products}
+    return 0.0 if program.box is None and atoms <= EXACT else operand
 
 
 def tolerance(
@@ -87,15 +99,16 @@ def tolerance(
     r: Tensor,
     rule: LinearRule,
     operand: float = 0.0,
+    contracted: float = 0.0,
 ) -> Tensor:
     """What float32 sums may differ by: magnitudes times unit roundoff, through the division.
 
-    Operands themselves may be rounded, by `operand`.
+    Operands themselves may be rounded, by `operand`; those of the contraction by `contracted`.
 
     An output whose z may have either sign, or none, is unbounded, and so is all it reaches.
     """
     length = w[0].numel() + w.numel() // w.shape[1] + 8
-    unit = length * UNIT + operand
+    unit = length * UNIT + contracted
     bias = torch.zeros(1) if b is None else layer.align(b.abs())
     magnitude = layer.contraction(a.abs(), w.abs()) + bias
     own = layer.contraction(a, w) + (torch.zeros(1) if b is None else layer.align(b))
@@ -122,7 +135,7 @@ def tolerance(
             closed = own < 0 if group.gate == "positive" else own > 0
             s, slack = s * ~closed, slack * ~closed
             doubtful = (doubtful & ~closed) | (own.abs() <= unit * magnitude)
-        slack = torch.where(doubtful, UNBOUNDED, slack) + unit * s.abs()
+        slack = torch.where(doubtful, UNBOUNDED, slack) + (length * UNIT + operand) * s.abs()
         for term in group.terms:
             f = modify(term.input, a, layer, rule).abs()
             g = modify(term.weight, w, layer, rule).abs()
@@ -142,6 +155,11 @@ class Truth:
     r: Tensor
     operand: float
 
+    @property
+    def contracted(self) -> float:
+        """Unit roundoff of the contraction's operands."""
+        return contraction_unit(self.rule, self.operand)
+
     @cached_property
     def output(self) -> tuple[Tensor, Tensor]:
         """The output and its tolerance."""
@@ -151,7 +169,7 @@ class Truth:
             own = own + self.layer.map.align(self.b)
             size = size + self.layer.map.align(self.b.abs())
         length = self.w.numel() // min(self.w.shape[:2]) + 8
-        return own, (length * UNIT + self.operand) * size
+        return own, (length * UNIT + self.contracted) * size
 
     @cached_property
     def relevance(self) -> list[tuple[Tensor, Tensor]]:
@@ -160,13 +178,13 @@ class Truth:
         return [
             (
                 reference.linear_relevance(*of, r, self.rule),
-                tolerance(*of, r, self.rule, self.operand),
+                tolerance(*of, r, self.rule, self.operand, self.contracted),
             )
             for r in self.r
         ]
 
     def check(
-        self, layout: str, dtype: torch.dtype, *, nonnegative: bool = False, **options: object
+        self, layout: str, dtype: torch.dtype, *, nonnegative: bool = False, **options: Any
     ) -> None:
         """The kernels' output and relevance, their operands of a type and in a memory layout."""
         a = guarded(self.a.to(dtype), layout)
@@ -178,13 +196,13 @@ class Truth:
             w,
             None if self.b is None else self.b.to(dtype),
             nonnegative=nonnegative,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
         y, limit = self.output
         assert saved.y is not None and saved.y.shape == y.shape
         assert ((saved.y.double() - y).abs() <= limit).all()
         s = kernels.quotient(saved, guarded(self.r.float(), "contiguous"))
-        relevance = kernels.adjoint(saved, s, tile=options.get("tile"))  # type: ignore[arg-type]
+        relevance = kernels.adjoint(saved, s, **options)
         assert relevance.shape == (len(self.r), *a.shape) and relevance.dtype == torch.float32
         for found, (expected, within) in zip(relevance, self.relevance, strict=True):
             bounded = within < UNBOUNDED * 1e-6
@@ -204,6 +222,7 @@ def drawn(
     targets: int = 2,
     bias: bool = True,
     expanded: bool = False,
+    precision: str = "highest",
 ) -> Truth:
     """Random numbers that a type holds exactly, and what is true of them."""
 
@@ -216,7 +235,7 @@ def drawn(
     a = a[:1].expand_as(a) if expanded else a
     b = draw(layer.outputs) if bias else None
     r = torch.randn(targets, *layer.map.contraction(a, w).shape).double()
-    return Truth(layer, rule, a, w, b, r, operand_unit(dtype))
+    return Truth(layer, rule, a, w, b, r, operand_unit(dtype, precision))
 
 
 def check(
@@ -228,14 +247,16 @@ def check(
     dtype: torch.dtype = torch.float32,
     targets: int = 2,
     bias: bool = True,
-    **options: object,
+    precision: str = "highest",
+    **options: Any,
 ) -> None:
     """Output and relevance of a layer against float64."""
     truth = drawn(
-        layer, rule, dtype,
+        layer, rule, torch.bfloat16 if precision == "medium" else dtype,
         nonnegative=nonnegative, targets=targets, bias=bias, expanded=layout == "expanded",
+        precision=precision,
     )  # fmt: skip
-    truth.check(layout, dtype, nonnegative=nonnegative, **options)
+    truth.check(layout, dtype, nonnegative=nonnegative, precision=precision, **options)
 
 
 def check_all(layer: Layer, rule: LinearRule, **drawing: Any) -> None:

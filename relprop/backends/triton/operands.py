@@ -19,14 +19,15 @@ def check_operands(where: str, **tensors: Tensor | None) -> None:
     """Refuse what no kernel takes.
 
     Raises:
-        InputError: a tensor is float64 or not on a CUDA device (in the interpreter, anywhere).
+        InputError: a tensor is float64 or not where Triton runs: on a CUDA device, in the
+            interpreter anywhere.
     """
     from relprop import kernels
 
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if not tensor.is_cuda and not kernels.interpreted():
+        if not tensor.is_cuda and not kernels.runs_on(tensor.device):
             raise InputError(
                 f"{where}: backend='triton' runs on a CUDA device, the {name} is on "
                 f"{tensor.device}; move model and input there, or use backend='aten'"

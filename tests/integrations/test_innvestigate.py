@@ -88,6 +88,8 @@ BY_HAND: list[tuple[str, dict[str, Any], list[float]]] = [
     # the bias is part of the denominator
     ("lrp.z", {}, [2 * 7 / 7, 2 * 7 / 7]),
     ("lrp", {"rule": "Z"}, [2.0, 2.0]),
+    ("lrp", {"rule": "ZIgnoreBias"}, [3.5, 3.5]),
+    ("lrp", {"rule": "EpsilonIgnoreBias"}, [2 * 7 / (4 + 1e-7), 2 * 7 / (4 + 1e-7)]),
     ("lrp.epsilon", {"epsilon": 1.0}, [2 * 7 / 8, 2 * 7 / 8]),
     ("lrp.epsilon", {"epsilon": 1.0, "bias": False}, [2 * 7 / 5, 2 * 7 / 5]),
     # w^2 is (1, 4), without the bias' 9; flat halves

@@ -557,3 +557,40 @@ def test_visualisation() -> None:
     )
     drawn = figure.axes[0].images[-1].get_array()
     assert drawn.shape == (9, 7)
+
+
+def test_a_gradient_function_of_the_user_s_own_counts() -> None:
+    """As Captum's neuron methods put one in the place of their method's."""
+    from captum._utils.gradient import construct_neuron_grad_fn
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.randn(2, 3)
+    pairs = [(peer.Saliency, ours.Saliency), (peer.InputXGradient, ours.InputXGradient),
+             (peer.GuidedBackprop, ours.GuidedBackprop),
+             (peer.Deconvolution, ours.Deconvolution)]  # fmt: skip
+    for theirs, own in pairs:
+        found = []
+        for kind in (theirs, own):
+            method = kind(model)
+            method.gradient_func = construct_neuron_grad_fn(model[0], (1,), False)
+            found.append(method.attribute(x))
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+        plain = own(model).attribute(x, target=0)
+        assert not torch.allclose(found[1], plain)
+    calls = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return tuple(torch.ones_like(part) for part in args[1])
+
+    lrp = ours.LRP(model)
+    lrp.gradient_func = counted
+    lrp.attribute(x, target=0)
+    assert len(calls) == 1
+
+
+def test_what_is_captum_s_alone_is_named() -> None:
+    with pytest.raises(ImportError, match=r"from captum\.attr import IntegratedGradients"):
+        from relprop.integrations.captum import IntegratedGradients  # noqa: F401
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        ours.Nothing  # noqa: B018

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from captum._utils.gradient import compute_gradients
 from captum.attr import Deconvolution as CaptumDeconvolution
 from captum.attr import GuidedBackprop as CaptumGuidedBackprop
 from captum.attr import InputXGradient as CaptumInputXGradient
@@ -23,10 +24,17 @@ class _Explained(Holding):
 
     method: str
     forward_func: Any
+    gradient_func: Any
 
     @property
     def _model(self) -> nn.Module | None:
-        """The module behind `forward_func`; None for any other function."""
+        """The module behind `forward_func`; None for any other function.
+
+        None too where the user, as Captum's neuron methods do, put another `gradient_func` in the
+        place of Captum's: what it differentiates is Captum's to run.
+        """
+        if self.gradient_func is not compute_gradients:
+            return None
         owner = getattr(self.forward_func, "__self__", self.forward_func)
         plain = getattr(self.forward_func, "__name__", "forward") in ("forward", "__call__")
         return unwrap(owner) if isinstance(owner, nn.Module) and plain else None

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from captum._utils.common import _select_targets
+from captum._utils.gradient import compute_gradients
 from captum.attr import LRP as CaptumLRP
 from torch import nn
 
@@ -73,6 +74,11 @@ class LRP(Holding, CaptumLRP):  # type: ignore[misc]
             relprop.RelpropError: see `relprop.Explainer`.
             TypeError, RuntimeError: Captum's restrictions, under strict.
         """
+        if self.gradient_func is not compute_gradients:  # reassigned: Captum's to run
+            found = CaptumLRP.attribute(
+                self, inputs, target, additional_forward_args, return_convergence_delta, verbose
+            )
+            return found
         arguments = Arguments(inputs, additional_forward_args)
         if self.strict:
             result = self._strict_result(arguments, target, verbose)

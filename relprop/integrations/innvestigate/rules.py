@@ -26,7 +26,9 @@ _IGNORED = AlphaBeta(1.0, 0.0, 0.0, "bias")
 
 RULES: dict[str, LinearRule] = {
     "Z": Epsilon(0.0),
+    "ZIgnoreBias": Epsilon(0.0, "bias"),
     "Epsilon": Epsilon(1e-7),
+    "EpsilonIgnoreBias": Epsilon(1e-7, "bias"),
     "WSquare": WSquare(0.0, "bias"),
     "Flat": Flat(0.0),
     "Alpha2Beta1": WholeBiasAlphaBeta(2.0, 1.0),

@@ -126,6 +126,7 @@ class Explainer:
         start: Any = None,
         kwargs: Mapping[str, Any] | None = None,
         lengths: Any = None,
+        shared: Any = (),
     ) -> Tensor | tuple[Tensor, ...]:
         """Relevance of the inputs.
 
@@ -139,6 +140,7 @@ class Explainer:
             lengths: valid steps of each sample `[batch]`, for models with recurrent layers on
                 padded inputs: each sample is explained as if it were alone and had only these,
                 and relevance of the padding is exactly 0.
+            shared: further inputs that are one for all samples, see `Explainer`.
 
         Returns:
             A tensor shaped like the input (a tuple for several), with an axis of K after the batch
@@ -149,7 +151,7 @@ class Explainer:
             CaptureError: the model cannot be captured.
             PlanningError: operations lack a rule; all are listed with their module paths.
         """
-        result = self._run(inputs, kwargs, target, start, lengths, full=False)
+        result = self._run(self._call(inputs, kwargs, shared), target, start, lengths, full=False)
         return result.relevance
 
     def attribute(
@@ -160,9 +162,10 @@ class Explainer:
         start: Any = None,
         kwargs: Mapping[str, Any] | None = None,
         lengths: Any = None,
+        shared: Any = (),
     ) -> Any:
         """Relevance, and if asked the convergence delta: start minus relevance, summed a sample."""
-        result = self._run(inputs, kwargs, target, start, lengths, full=False)
+        result = self._run(self._call(inputs, kwargs, shared), target, start, lengths, full=False)
         if return_convergence_delta:
             return result.relevance, result.convergence_delta
         return result.relevance
@@ -175,27 +178,30 @@ class Explainer:
         kwargs: Mapping[str, Any] | None = None,
         lengths: Any = None,
         report: bool = True,
+        shared: Any = (),
     ) -> Explanation:
         """An `Explanation`: relevance, output, hidden layers, conservation report.
 
         Without `report` the conservation report stays empty, which saves its sums over every layer.
         """
-        return self._run(inputs, kwargs, target, start, lengths, full=True, report=report)
+        call = self._call(inputs, kwargs, shared)
+        return self._run(call, target, start, lengths, full=True, report=report)
 
-    def _call(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Call:
-        return Call.of(inputs, kwargs, self.batch_dim, self.inputs, self.shared)
+    def _call(
+        self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None, shared: Any = ()
+    ) -> Call:
+        labels = [*self.shared, *_as_list(shared)]
+        return Call.of(inputs, kwargs, self.batch_dim, self.inputs, labels)
 
     def _run(
         self,
-        inputs: tuple[Any, ...],
-        kwargs: Mapping[str, Any] | None,
+        call: Call,
         target: Any,
         start: Any,
         lengths: Any,
         full: bool,
         report: bool = False,
     ) -> Explanation:
-        call = self._call(inputs, kwargs)
         with neutral_modes(*call.leaves):
             explained = partial(self._within_memory, full=full, report=report)
             if lengths is None:

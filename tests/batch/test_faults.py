@@ -107,11 +107,11 @@ class TestMemory:
     def limit(monkeypatch: pytest.MonkeyPatch, most: int, spoiled: float | None = None) -> None:
         forward = relprop.engine.run.forward
 
-        def limited(plan: Any, engine: Any, model: Any, values: Any) -> Any:
+        def limited(plan: Any, engine: Any, model: Any, values: Any, **options: Any) -> Any:
             (x,) = values.values()
             if len(x) > most or (spoiled is not None and bool((x == spoiled).any())):
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return forward(plan, engine, model, values)
+            return forward(plan, engine, model, values, **options)
 
         monkeypatch.setattr("relprop.engine.run.forward", limited)
 

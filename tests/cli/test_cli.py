@@ -222,9 +222,9 @@ class TestExplain:
             runs[0] += 1
             return sequential(self, x)
 
-        def noted(*arguments: object) -> object:
+        def noted(*arguments: object, **options: object) -> object:
             seen.append(runs[0])
-            return forward(*arguments)
+            return forward(*arguments, **options)
 
         monkeypatch.setattr(nn.Sequential, "forward", counted)
         monkeypatch.setattr("relprop.engine.run.forward", noted)

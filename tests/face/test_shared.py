@@ -56,6 +56,9 @@ def test_shared_says_so_where_sizes_are_the_same_by_chance() -> None:
     explainer = relprop.Explainer(model, lrp_zero(), shared=[1, "mask"])
     found = explainer(h, places, kwargs={"mask": mask}, target=1)
     assert_close(found, expected(model, h, places, mask))
+    plain = relprop.Explainer(model, lrp_zero())
+    assert_close(plain(h, places, mask, target=1, shared=[1, 2]), found)
+    assert_close(plain.explain(h, places, mask, target=1, shared=[1, 2]).relevance, found)
     call = Call.of((h, places, mask), None, 0, shared=[1, 2])
 
     def explain(part: Call, target: Any, start: Any) -> relprop.Explanation:

@@ -176,7 +176,6 @@ def graph_of(
             sources[name] = Source(name, path, constant)
         else:
             raise CaptureError(f"the model takes an input of kind {spec.kind.name}: '{name}'")
-    shapes: dict[str, tuple[int, ...]] = {}
     for fx_node in program.graph_module.graph.nodes:
         shape = shape_of(fx_node.meta.get("val")) if fx_node.op == "placeholder" else None
         if fx_node.name in sources:

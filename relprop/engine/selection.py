@@ -87,6 +87,9 @@ class Objective(nn.Module):
         function: of what it returns, to one tensor.
     """
 
+    of: nn.Module
+    function: Callable[[Any], Any]
+
     def __init__(self, model: nn.Module, function: Callable[[Any], Any]) -> None:
         super().__init__()
         parts = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")

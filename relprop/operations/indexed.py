@@ -102,7 +102,7 @@ class IndexedSum(_Indexed):
         kept, count = None, None
         if step.node.op == "scatter_mean":
             found = torch.zeros_like(out)
-            found.scatter_add_(places.dim, places.index, torch.ones_like(source))
+            found.scatter_add_(step.node.args[1], places.index, torch.ones_like(source))
             kept = step.node.argument(5, "include_self", True) | (found == 0)
             count = found + kept
         return x, source, places, kept, count, out

@@ -39,8 +39,8 @@ class LayerLRP(LRP, CaptumLayerLRP):  # type: ignore[misc]
     """
 
     def __init__(self, model: nn.Module, layer: Layers, strict: bool = False) -> None:
-        several = not isinstance(layer, nn.Module)
-        LayerAttribution.__init__(self, model, list(layer) if several else layer)
+        chosen = layer if isinstance(layer, nn.Module) else list(layer)
+        LayerAttribution.__init__(self, model, chosen)
         LRP.__init__(self, model, strict)
 
     @unwrappable

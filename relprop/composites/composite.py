@@ -106,7 +106,8 @@ class Composite:
 
         Raises:
             PlanningError: a selector matches no layer, its rule fits none that it matches, or
-                `first` is given and no layer is first.
+                `first` is given and none of the linear layers is first; a network without any
+                has no use for it.
         """
         chosen: list[Rule | None] = [None] * len(layers)
         for selector, rule in self.overrides:
@@ -144,7 +145,7 @@ class Composite:
         chosen: list[Rule | None],
     ) -> None:
         starts = [i for i, x in enumerate(layers) if x.first and x.kind in LINEAR_KINDS]
-        if not starts:
+        if not starts and any(x.kind in LINEAR_KINDS for x in layers):
             raise PlanningError(
                 f"{self._label}: it has a rule for the first layer, but no linear layer or "
                 "convolution is reached from a floating input; expected at least one. "

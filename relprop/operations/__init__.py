@@ -6,7 +6,7 @@
 - `carry`: how relevance goes back, in the words of the reference implementation: "linear" (a
   rule), "pass", "movement" (the adjoint of a copying of elements), "norm" (Epsilon on the
   operation's own linear map), "winner" (max pooling), "choice" (the larger of two), "sum",
-  "indexed" (sums by index), "bag" (over stretches of rows), "product",
+  "indexed" (sums by index), "bag" (over stretches of rows), "share" (of a norm), "product",
   "normalisation", "recurrent";
 - `forward` and `relevance`: the ATen implementation, without autograd.
 
@@ -23,6 +23,7 @@ from relprop.operations import (  # noqa: F401 (each registers its operations)
     linear,
     movement,
     normalise,
+    norms,
     packed,
     pointwise,
     pool,

@@ -284,8 +284,7 @@ class _Magnitude(_Unruled):
 class _Spread(_Magnitude):
     """Norms and deviations, magnitudes of several elements together."""
 
-    names = ("linalg_vector_norm", "linalg_norm", "linalg_matrix_norm", "norm", "frobenius_norm",
-             "var", "std")  # fmt: skip
+    names = ("linalg_norm", "linalg_matrix_norm", "frobenius_norm", "var", "std")
     averages = True
 
 

@@ -22,6 +22,16 @@ def test_bfloat16_products_add_the_bias_in_float32() -> None:
     assert torch.equal(z, b.view(1, 3, 1, 1).expand(1, 3, 2, 2))
 
 
+def test_a_dense_layer_of_a_weight_for_each_sample() -> None:
+    a, w, b = torch.randn(4, 3).double(), torch.randn(2, 5, 3).double(), torch.randn(5).double()
+    z = Dense().contraction(a, w, b)  # the input is one for both weights
+    assert_close(z, torch.stack([a @ own.T + b for own in w]), rtol=1e-12, atol=1e-12)
+    s = torch.randn(6, *z.shape).double()
+    found = Dense().adjoint(s, w, a.shape)
+    expected = torch.stack([sum(row[i] @ w[i] for i in range(2)) for row in s])
+    assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_only_dense_weights_are_taken_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blockwise, "BLOCK", 8)
     w = torch.randn(3, 4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import relprop
 from relprop.composites import (
     PRESETS,
     Composite,
@@ -418,3 +419,11 @@ def test_names_and_options_that_do_not_exist(name, options, words):
     with pytest.raises(InputError, match=words) as error:
         from_name(name, **options)
     assert re.search(r"\S", str(error.value))
+
+
+def test_a_rule_for_the_first_layer_of_a_network_without_layers() -> None:
+    """Poolings alone: the rule has no use, the explanation is that of the others."""
+    network = nn.Sequential(nn.AvgPool2d(2), nn.Flatten())
+    x = torch.rand(2, 1, 4, 4)
+    found = relprop.explain(network, x, target=1, method=Composite(pixel=(0.0, 1.0)))
+    assert torch.equal(found, relprop.explain(network, x, target=1, method=Composite()))

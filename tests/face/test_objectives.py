@@ -79,6 +79,9 @@ def test_objectives_that_bend() -> None:
         lambda o: F.mse_loss(o["features"], REFERENCE.expand(2, 3), reduction="none").mean(1),
         lambda o: (o["features"] ** 2).sum(1).sqrt(),
         lambda o: -(o["features"] - REFERENCE).abs().sum(1),
+        lambda o: (o["features"] - REFERENCE).norm(dim=1),
+        lambda o: F.pairwise_distance(o["features"], REFERENCE.expand(2, 3)),
+        lambda o: F.cosine_similarity(o["features"], REFERENCE[None]),
     ):
         explainer = relprop.Explainer(model, "lrp_epsilon", output=function)
         found = explainer(x, target=0 if function(model(x)).ndim == 2 else None)

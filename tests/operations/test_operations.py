@@ -7,6 +7,7 @@ export.  Answers that can be worked out by hand are worked out below.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -178,6 +179,16 @@ CASES: dict[str, Case] = {
         for note, options in {"": {}, ", padded": {"padding_idx": 2}}.items()
     },
     "bag weighted": Case("bag", Bags("sum", weighted=True), (5,)),
+    "vector norm": Case(
+        "linalg_vector_norm", lambda x: torch.linalg.vector_norm(x, dim=2), SEQUENCE
+    ),
+    "vector norm, order 3": Case(
+        "linalg_vector_norm", lambda x: torch.linalg.vector_norm(x, 3, (1, 2), True), SEQUENCE
+    ),
+    "vector norm, largest": Case(
+        "linalg_vector_norm", lambda x: torch.linalg.vector_norm(x, math.inf, -1), SEQUENCE
+    ),
+    "norm": Case("norm", lambda x: aten.norm.ScalarOpt_dim(x, 1, [1], False), SEQUENCE),
     "index_add": Case(
         "index_add",
         lambda x: x.flip(2).index_add(1, EDGES, x[:, [2, 0, 1, 1, 2]], alpha=0.5),

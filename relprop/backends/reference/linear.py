@@ -133,6 +133,18 @@ def movement_relevance(
         return _adjoint(function, _own(a), _own(relevance))
 
 
+def homogeneous_relevance(
+    function: Callable[[Tensor], Tensor], a: Tensor, relevance: Tensor
+) -> Tensor:
+    """LRP-0 of a function of degree 1, such as a norm: input times gradient over the output."""
+    with _autograd():
+        x = _own(a).requires_grad_()
+        z = function(x)
+        s = quotient(_own(relevance), z.detach(), 0.0)
+        (gradient,) = torch.autograd.grad(z, x, s)
+    return _own(a) * gradient
+
+
 def winner_relevance(function: Callable[[Tensor], Tensor], a: Tensor, relevance: Tensor) -> Tensor:
     """Winner takes all: relevance goes to the element that a maximum is, the first of equal ones.
 

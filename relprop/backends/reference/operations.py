@@ -67,6 +67,9 @@ def _one_target(step: Step, values: Mapping[str, Any], r: Tensor) -> list[Tensor
             return [(r * p).sum_to_size(s) for p, s in zip(shares, shapes, strict=True)]
         case "bag":
             return [_bag(step, values, r)]
+        case "share":
+            x = values[step.inputs[0]].to(r.dtype)
+            return [reference.homogeneous_relevance(_of(step, values, 0), x, r)]
         case "indexed":
             assert isinstance(step.rule, Norm) and step.rule.epsilon is not None
             s = reference.quotient(r, _wide(step.node.evaluate(values)), step.rule.epsilon)

@@ -144,7 +144,7 @@ def fold_padding(graph: Graph) -> None:
         if pad is None or pad.op != "constant_pad_nd" or not _sole(graph, readers, pad.name):
             continue
         linear_map, sizes = node.attributes["map"], pad.args[1]
-        value = pad.args[2] if len(pad.args) > 2 else pad.kwargs.get("value", 0)
+        value = pad.argument(2, "value", 0)
         fits = len(sizes) <= 2 * linear_map.spatial and all(size >= 0 for size in sizes)
         if value != 0 or not fits:
             continue

@@ -134,12 +134,12 @@ class Conv(LinearMap):
     def of(
         cls,
         kernel: Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        transposed: bool = False,
-        output_padding: int | Sequence[int] = 0,
+        stride: int | Sequence[int],
+        padding: int | Sequence[int] | str,
+        dilation: int | Sequence[int],
+        groups: int,
+        transposed: bool,
+        output_padding: int | Sequence[int],
     ) -> Conv:
         """From the arguments of torch's functions, which fit each other.
 

@@ -135,6 +135,13 @@ def test_folded_layers_leave_nothing_behind() -> None:
     assert str(plan).splitlines()[-2] == "dissolved: 2 into 1"
 
 
+def test_padding_of_no_named_value_is_folded_too() -> None:
+    pad = torch.ops.aten.constant_pad_nd.default
+    model = Function(lambda x, w: F.conv1d(pad(x, [2, 1]), w), (3, 4, 2))
+    plan = recorded(model, torch.randn(2, 4, 6).double())
+    assert [node.op for node in plan.graph.nodes.values()] == ["conv_map"]
+
+
 def test_copies_are_identities() -> None:
     plan = recorded(
         Function(lambda x: x.T.contiguous().clone().detach().T.relu()), torch.randn(ROWS)

@@ -57,4 +57,7 @@ ARGUED: dict[str, str] = {
         "a sum of positive contributions has no other sign; that of 0 is 1 as well"
     ),
     "recurrent/oracle:relevance_of_samples:swap: c0 → h0 (2)": "both states are of one type",
+    "analysis:_is_open:branch: node.args[1:] if node.op == 'dense_map' else () → node.args[1:]": (
+        "asks for products more often, and finds none"
+    ),
 }

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import relprop
 from plans import Function, everywhere, passed, recorded
 from relprop import rules
-from relprop.errors import InputError
+from relprop.errors import InputError, PlanningError
 
 
 def _randomised(model: nn.Module) -> nn.Module:
@@ -142,9 +142,34 @@ def test_padding_of_no_named_value_is_folded_too() -> None:
     assert [node.op for node in plan.graph.nodes.values()] == ["conv_map"]
 
 
+def test_a_clamp_from_below_is_a_relu() -> None:
+    plan = recorded(Function(lambda x: x.clamp(min=0)), torch.randn(ROWS))
+    assert [node.op for node in plan.graph.nodes.values()] == ["relu"]
+
+
+def test_the_weight_of_a_product_is_what_does_not_depend_on_the_inputs() -> None:
+    model = Function(lambda x, w: (x @ w.softmax(1)) @ x.T, (5, 5))
+    with pytest.raises(PlanningError, match="both factors depend on an explained input"):
+        recorded(model, torch.randn(ROWS).double())
+
+
+def test_complex_numbers_are_named_where_relevance_ends() -> None:
+    with pytest.raises(PlanningError, match=r"aten\.fft_rfft .* of complex"):
+        recorded(Function(lambda x: torch.fft.rfft(x).abs()), torch.randn(ROWS).double())
+
+
+def test_a_plan_says_whose_code_runs_a_step() -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU())
+    explainer = relprop.Explainer(model, "lrp_epsilon", backend="reference")
+    explainer(torch.randn(ROWS), target=0)
+    _, _, layer, relu, *_ = str(explainer.plan).splitlines()
+    assert " reference " in layer and " aten " in relu
+
+
 def test_copies_are_identities() -> None:
     plan = recorded(
-        Function(lambda x: x.T.contiguous().clone().detach().T.relu()), torch.randn(ROWS)
+        Function(lambda x: torch.positive(x.T.contiguous().clone().detach()).T.relu()),
+        torch.randn(ROWS),
     )
     assert [node.op for node in plan.graph.nodes.values()] == ["numpy_T", "numpy_T", "relu"]
 

@@ -64,9 +64,9 @@ class Products:
         narrow = precision == "medium" and w.dtype is not torch.float64
         narrow = narrow and (rows is None or rows >= FEW_ROWS)
         self.dtype = torch.bfloat16 if narrow else w.dtype
-        dense = isinstance(linear_map, Dense) and w.device.type == "cpu"
-        whole = narrow or rows is None or w.ndim > 2 or w.numel() <= blockwise.BLOCK
-        self._in_blocks = dense and not whole
+        matrix = w.ndim == 2 and w.device.type == "cpu"  # of a dense layer, one for all samples
+        whole = narrow or rows is None or w.numel() <= blockwise.BLOCK
+        self._in_blocks = matrix and not whole
 
     @property
     def widens(self) -> bool:

@@ -131,7 +131,10 @@ def _call(node: ast.Call) -> Iterator[Change]:
     if wrapper in _WRAPPERS and node.args:
         yield f"dropped {_WRAPPERS[wrapper]}", node.args[0]
     if wrapper in _EXTREMES:
-        yield "extreme", ast.Call(ast.Name(_EXTREMES[wrapper]), node.args, node.keywords)
+        yield (
+            "extreme",
+            ast.Call(ast.Name(_EXTREMES[wrapper], ast.Load()), node.args, node.keywords),
+        )
     for i, argument in enumerate(node.args):
         name = _last_name(argument)
         if name in _BIASES:

@@ -109,6 +109,8 @@ class Planner:
                 return graph
             except (Computes, CaptureError):
                 self.objective = Objective(self.model, picking(self.output))
+        if self.objective is not None and not self.objective.stands:
+            self.objective = Objective(self.model, self.objective.function)
         return captured(self.objective or self.model, call)
 
     def _bind(self, graph: Graph, call: Call, explained: set[int | str] | None) -> AnyPlan:

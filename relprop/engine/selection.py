@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -89,12 +90,23 @@ class Objective(nn.Module):
 
     of: nn.Module
     function: Callable[[Any], Any]
+    outside: dict[str, tuple[Any, Any]]
 
     def __init__(self, model: nn.Module, function: Callable[[Any], Any]) -> None:
         super().__init__()
         parts = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
         self.__dict__.update({name: getattr(model, name) for name in parts})
-        self.__dict__.update(of=model, function=function)  # not as a module, which has a path
+        # not as a module, which has a path
+        self.__dict__.update(of=model, function=function, outside=_outside(function))
+
+    @property
+    def stands(self) -> bool:
+        """Whether what the function reads from outside of it is as it was at the capture."""
+        now = _outside(self.function)
+        return now.keys() == self.outside.keys() and all(
+            value is self.outside[name][0] and version == self.outside[name][1]
+            for name, (value, version) in now.items()
+        )
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
         """Those of the other model, itself included: what they hold decides what is captured."""
@@ -115,6 +127,16 @@ class Objective(nn.Module):
                 "tensor"
             )
         return picked
+
+
+def _outside(function: Callable[[Any], Any]) -> dict[str, tuple[Any, Any]]:
+    """What a function reads from outside of it, and how often that was written into."""
+    try:
+        found = inspect.getclosurevars(function)
+    except TypeError:  # not written in Python
+        return {}
+    held = {**found.globals, **found.nonlocals}
+    return {name: (value, getattr(value, "_version", None)) for name, value in held.items()}
 
 
 def picking(output: int | str | Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -251,6 +273,8 @@ def _item(output: Any, key: Any) -> Any:
         return list(output.values())[key]
     if isinstance(key, int) and isinstance(output, (Ref, Tensor)):
         return [output][key]
+    if isinstance(key, str) and not isinstance(output, Mapping) and hasattr(output, key):
+        return getattr(output, key)
     return output[key]
 
 

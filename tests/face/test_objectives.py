@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -107,3 +108,42 @@ def test_functions_that_give_no_tensor() -> None:
     ):
         with pytest.raises(relprop.InputError, match=words):
             relprop.explain(model, x, target=0, output=function)
+
+
+def test_what_the_function_reads_outside_may_change() -> None:
+    model, x = Heads().eval(), torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    fixed = torch.zeros(3).double()
+
+    def error(o: Any) -> Tensor:
+        return (o["features"] - fixed).square().sum(1)
+
+    explainer = relprop.Explainer(model, "gradient_x_input", output=error)
+    for change in (lambda: None, lambda: fixed.add_(0.5)):
+        change()
+        leaf = x.clone().requires_grad_()
+        want = x * torch.autograd.grad(error(model(leaf)).sum(), leaf)[0]
+        assert_close(explainer(x), want, rtol=1e-6, atol=1e-9)
+    fixed = torch.full((3,), 2.0).double()
+    leaf = x.clone().requires_grad_()
+    want = x * torch.autograd.grad(error(model(leaf)).sum(), leaf)[0]
+    assert_close(explainer(x), want, rtol=1e-6, atol=1e-9)
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    cache: object
+
+
+def test_a_dataclass_that_no_graph_knows() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2).double()
+
+        def forward(self, x: Tensor) -> Output:
+            return Output(self.layer(x), object())
+
+    model, x = Wrapped(), torch.randn(2, 3).double()
+    found = relprop.explain(model, x, target=1, output="logits", method="gradient_x_input")
+    assert_close(found, x * model.layer.weight[1].detach())

@@ -76,9 +76,13 @@ def refusal(model: nn.Module, x: Tensor, method: Composite) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_advice_is_followed(name: str) -> None:
-    function, expected = REFUSED[name]
+@pytest.mark.parametrize("part", range(4))
+def test_advice_is_followed(part: int) -> None:
+    for name in list(REFUSED)[part::4]:
+        follow(*REFUSED[name])
+
+
+def follow(function: Operation, expected: list[rules.Rule]) -> None:
     x = torch.rand(6, 6, dtype=torch.float64)
     for where, model in places(function).items():
         message = refusal(model.double(), x, lrp_epsilon())

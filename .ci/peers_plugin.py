@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def _torchvision_beside_a_cpu_torch() -> Any:
     spec = importlib.util.spec_from_file_location("relprop_conftest", ROOT / "tests/conftest.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.path.append(str(ROOT / "tests"))  # what it imports beside itself
     spec.loader.exec_module(module)
     return module
 
